@@ -1,0 +1,43 @@
+"""The error family: one message that says what, where and what to do, and one exit code per kind."""
+
+from __future__ import annotations
+
+
+class NestifyError(Exception):
+    """Base of every error that nestify raises on purpose.
+
+    ``str(error)`` is one message for a person: what went wrong, the value or node, the user's source line
+    where there is one, and what to do. ``exit_code`` is what the command line returns for it.
+    """
+
+    exit_code = 1
+
+
+class UsageError(NestifyError):
+    """A wrong argument: an unknown recipe or target, a subnet out of range, a file without a model."""
+
+    exit_code = 2
+
+
+class CaptureError(NestifyError):
+    """The model cannot be captured or served."""
+
+    exit_code = 3
+
+
+class VerificationError(NestifyError):
+    """Two forms of one network that must agree do not."""
+
+    exit_code = 4
+
+
+class InfeasibleError(NestifyError):
+    """No subnet meets the constraints; the message names the closest feasible value."""
+
+    exit_code = 5
+
+
+class ArtifactError(NestifyError):
+    """A file read from outside is malformed, of an unknown version, or unsafe."""
+
+    exit_code = 6
