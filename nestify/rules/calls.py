@@ -1,0 +1,145 @@
+"""One op call under analysis: its arguments by name, the dims of its tensors, and what its rule found."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx
+
+from nestify import dims
+from nestify.dims import Expr, Reason
+
+Dims = tuple[Expr, ...]
+Literal = Expr | int | tuple["Expr | int | None", ...]
+
+
+def op_name(target: Any) -> str:
+    """Name an op as the rule table does: no namespace for ATen, no overload, no in-place underscore.
+
+    >>> op_name(torch.ops.aten.relu_.default), op_name(operator.getitem)
+    ('relu', 'getitem')
+    """
+    if isinstance(target, torch._ops.OpOverload):
+        space, _, name = target._schema.name.partition("::")
+        name = name if name.startswith("__") else name.rstrip("_")
+        return name if space == "aten" else f"{space}::{name}"
+    return getattr(target, "__name__", str(target))
+
+
+@cache
+def _schema(target: torch._ops.OpOverload) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (arg.name, arg.default_value if arg.has_default_value() else None)
+        for arg in target._schema.arguments
+    )
+
+
+def bind_arguments(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of a call by their schema names, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(i): arg for i, arg in enumerate(node.args)}
+    schema = _schema(node.target)
+    bound = dict(schema)
+    for (name, _), value in zip(schema, node.args, strict=False):
+        bound[name] = value
+    bound.update(node.kwargs)
+    return bound
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Shape of the tensor that ``node`` gives."""
+    return tuple(int(n) for n in node.meta["val"].shape)
+
+
+class Call:
+    """What a rule reads (``args``, :meth:`dims`, ``out_shape``) and what it writes.
+
+    ``out``         dims of the output; a tuple of them where the op returns several tensors
+    ``literals``    argument name -> the expressions whose sizes that argument spells out
+    ``contracted``  dims summed away, as (tensor node, dim): silencing a position there removes it
+    ``normalised``  expressions whose statistics the op takes: a smaller net has its own
+    ``macs``        one tuple of expressions per multiply-accumulate loop nest
+    """
+
+    def __init__(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> None:
+        self.node = node
+        self.op = op_name(node.target)
+        self.args = bind_arguments(node)
+        self._known = known
+        self.out: Any = None
+        self.literals: dict[str, Literal] = {}
+        self.contracted: list[tuple[fx.Node, int]] = []
+        self.normalised: list[Expr] = []
+        self.macs: list[tuple[Expr, ...]] = []
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    def dims(self, name: str) -> Dims | None:
+        """Dims of a tensor argument, or None where the argument is not a tensor."""
+        value = self.args.get(name)
+        return self.dims_of(value) if isinstance(value, fx.Node) else None
+
+    def need(self, name: str) -> Dims:
+        """Dims of a tensor argument that must be there."""
+        found = self.dims(name)
+        if found is None:
+            raise ValueError(f"{self.op} needs a tensor argument {name!r}")
+        return found
+
+    def dims_of(self, node: fx.Node) -> Dims:
+        return self._known[node]
+
+    def tensors(self) -> list[fx.Node]:
+        """Every tensor among the arguments, in order, also those in lists."""
+        found: list[fx.Node] = []
+        for value in self.args.values():
+            items: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
+            found.extend(item for item in items if isinstance(item, fx.Node))
+        return found
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return shape_of(self.node)
+
+    def axis(self, name: str, rank: int) -> int:
+        """A dim argument counted from the front."""
+        value = self.args[name]
+        return value % rank if rank else 0
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    def why(self, text: str) -> Reason:
+        return Reason(self.node.name, self.op, text)
+
+    def unify(self, a: Expr, b: Expr, text: str = "meets a dim of constant size") -> None:
+        dims.unify(a, b, self.why(text))
+
+    def fix(self, expr: Expr, text: str) -> None:
+        dims.fix(expr, self.why(text))
+
+    def split(self, expr: Expr, k: int) -> tuple[Expr, Expr]:
+        return dims.split(expr, k, self.why("cuts at a position that no refinement explains"))
+
+    def factor(self, expr: Expr, m: int) -> tuple[Expr, Expr]:
+        return dims.factor(expr, m, self.why("reads it in parts that no refinement explains"))
+
+    def contract(self, name: str, dim: int) -> None:
+        """Note that the op sums over dim ``dim`` of tensor argument ``name``."""
+        node = self.args[name]
+        self.contracted.append((node, dim % len(self.dims_of(node))))
+
+    def broadcast(self, shapes: Sequence[Dims]) -> list[Expr]:
+        """Unify dims aligned from the right, where dims of size 1 stretch; return the result's dims."""
+        rank = max((len(shape) for shape in shapes), default=0)
+        out: list[Expr] = []
+        for i in range(-rank, 0):
+            column = [shape[i] for shape in shapes if len(shape) >= -i]
+            wide = [expr for expr in column if expr.size != 1]
+            for other in wide[1:]:
+                self.unify(wide[0], other)
+            out.append(wide[0] if wide else column[0])
+        return out

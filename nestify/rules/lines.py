@@ -1,0 +1,69 @@
+"""The ops whose meaning is one line: convolutions, linear maps, norms with channel statistics, pools."""
+
+from __future__ import annotations
+
+from nestify.rules.notation import Line
+
+_CONV_ARGS = ("input", "weight", "bias")
+_NORM_ARGS = ("input", "weight", "bias", "running_mean", "running_var")
+
+_conv = Line(
+    "n (g i) *s, (g o) i *k, (g o) -> n (g o) *t",
+    _CONV_ARGS,
+    sizes={"g": "groups"},
+    literals={"groups": "g"},
+    contracts="i",
+    macs="n g o *t i *k",
+    paths="g",
+)
+_conv_transpose = Line(
+    "n (g i) *s, (g i) o *k, (g o) -> n (g o) *t",
+    _CONV_ARGS,
+    sizes={"g": "groups"},
+    literals={"groups": "g"},
+    contracts="i",
+    macs="n g i *s o *k",
+    paths="g",
+)
+_channel_norm = Line("n c *s, c, c, c, c -> n c *s", _NORM_ARGS)
+_pool_args = ("self",)
+_upsample_args = ("input",)
+
+
+def _window(rank: int, args: tuple[str, ...]) -> Line:
+    inside, outside = "hwd"[:rank], "xyz"[:rank]
+    return Line(f"*b {' '.join(inside)} -> *b {' '.join(outside)}", args)
+
+
+LINES: dict[str, Line] = {
+    **{f"conv{rank}d": _conv for rank in (1, 2, 3)},
+    **{f"conv_transpose{rank}d": _conv_transpose for rank in (1, 2, 3)},
+    "linear": Line("*b i, o i, o -> *b o", _CONV_ARGS, contracts="i", macs="*b o i"),
+    "addmm": Line(
+        "o, n i, i o -> n o", ("self", "mat1", "mat2"), contracts="i", macs="n o i"
+    ),
+    "bilinear": Line(
+        "*b i, *b j, o i j, o -> *b o",
+        ("input1", "input2", "weight", "bias"),
+        contracts="i j",
+        macs="*b o i j",
+    ),
+    "embedding": Line("v e, *b -> *b e", ("weight", "indices")),
+    "batch_norm": _channel_norm,
+    "instance_norm": _channel_norm,
+    "pixel_shuffle": Line(
+        "*b (c r q) h w -> *b c (h r) (w q)",
+        ("self",),
+        sizes={"r": "upscale_factor", "q": "upscale_factor"},
+        fixes="r q h w",
+    ),
+    "channel_shuffle": Line(
+        "n (g c) *s -> n (c g) *s", ("self",), sizes={"g": "groups"}, literals={"groups": "g"}
+    ),
+    "grid_sampler": Line("n c *s, n *t two -> n c *t", ("input", "grid")),
+    **{f"{kind}_pool{rank}d": _window(rank, _pool_args) for kind in ("max", "avg") for rank in (1, 2, 3)},
+    **{f"adaptive_{kind}_pool{rank}d": _window(rank, _pool_args) for kind in ("avg",) for rank in (1, 2, 3)},
+    **{f"upsample_{kind}1d": _window(1, _upsample_args) for kind in ("nearest", "linear")},
+    **{f"upsample_{kind}2d": _window(2, _upsample_args) for kind in ("nearest", "bilinear", "bicubic")},
+    **{f"upsample_{kind}3d": _window(3, _upsample_args) for kind in ("nearest", "trilinear")},
+}

@@ -1,0 +1,264 @@
+"""Ops that compute: pointwise maps, reductions, matrix products, attention, norms over trailing dims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx
+
+from nestify.dims import Const, Expr, product, resolve, tag
+from nestify.rules.calls import Call, Dims
+
+# One name a word; an in-place op (relu_) follows the rule of its plain form.
+_POINTWISE = """
+abs acos add addcdiv addcmul alias alpha_dropout asin atan atan2 bitwise_and bitwise_not bitwise_or bitwise_xor
+celu ceil clamp clamp_max clamp_min clip clone contiguous copy cos cosh detach div dropout elu empty_like eq erf
+exp exp2 expm1 feature_alpha_dropout feature_dropout fill floor floor_divide fmod full_like ge gelu gt hardshrink
+hardsigmoid hardswish hardtanh isfinite isinf isnan le leaky_relu lerp lift_fresh_copy log log10 log1p log2
+log_sigmoid logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum mish mul nan_to_num ne
+neg ones_like pow rand_like randn_like reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sigmoid sign silu
+sin sinh softplus softshrink softsign sqrt square sub tan tanh tanhshrink threshold to _to_copy true_divide trunc
+type_as where xlogy zero zeros_like __and__ __or__ __xor__ bernoulli nestify::stochastic float bool int long double
+half bfloat16 max.other min.other cpu cuda
+"""
+
+
+def _pointwise(call: Call) -> None:
+    call.out = tuple(call.broadcast([call.dims_of(node) for node in call.tensors()]))
+
+
+def _type_as(call: Call) -> None:
+    call.out = call.need("self")
+
+
+# --- reductions ---------------------------------------------------------------------------------------------
+
+
+def _axes(call: Call, rank: int) -> list[int]:
+    named = call.args.get("dim")
+    if named is None or named == []:
+        return list(range(rank))
+    return sorted(d % rank for d in (named if isinstance(named, list | tuple) else [named]))
+
+
+def _kept(call: Call, dims: Dims, at: Sequence[int]) -> Dims:
+    if call.args.get("keepdim"):
+        return tuple(Const(1) if d in at else expr for d, expr in enumerate(dims))
+    return tuple(expr for d, expr in enumerate(dims) if d not in at)
+
+
+def _operand(call: Call) -> str:
+    return "self" if "self" in call.args else next(iter(call.args))
+
+
+def _sum(call: Call) -> None:
+    name = _operand(call)
+    dims = call.need(name)
+    at = _axes(call, len(dims))
+    for d in at:
+        call.contract(name, d)
+    call.out = _kept(call, dims, at)
+
+
+def _mean(call: Call) -> None:
+    """The mean of fewer positions is the mean of those: statistics of the net that runs."""
+    dims = call.need(_operand(call))
+    at = _axes(call, len(dims))
+    call.normalised.extend(dims[d] for d in at)
+    call.out = _kept(call, dims, at)
+
+
+def _pick(call: Call) -> None:
+    """Reductions that read positions: a removed position might have been the answer."""
+    dims = call.need(_operand(call))
+    at = _axes(call, len(dims))
+    for d in at:
+        call.fix(dims[d], f"{call.op} compares the positions of this dim")
+    out = _kept(call, dims, at)
+    call.out = (out, out) if isinstance(call.node.meta["val"], list | tuple) else out
+
+
+def _along(call: Call) -> None:
+    """Same shape out, positions mixed along one dim."""
+    dims = call.need(_operand(call))
+    call.fix(dims[call.axis("dim", len(dims))], f"{call.op} relates the positions of this dim")
+    call.out = (dims, dims) if isinstance(call.node.meta["val"], list | tuple) else dims
+
+
+def _topk(call: Call) -> None:
+    dims = call.need("self")
+    at = call.axis("dim", len(dims))
+    call.fix(dims[at], "topk compares the positions of this dim")
+    out = (*dims[:at], Const(call.args["k"]), *dims[at + 1 :])
+    call.out = (out, out)
+
+
+# --- matrix products ----------------------------------------------------------------------------------------
+
+
+def _matmul(call: Call) -> None:
+    names = ("self", "other") if "other" in call.args else ("self", "mat2")
+    a, b = (call.need(name) for name in names)
+    if len(a) == 1 or len(b) == 1:
+        _vector_product(call, names, a, b)
+        return
+    call.unify(a[-1], b[-2])
+    call.contract(names[0], -1)
+    call.contract(names[1], -2)
+    batch = call.broadcast([a[:-2], b[:-2]])
+    _tag_heads(batch)
+    call.out = (*batch, a[-2], b[-1])
+    call.macs.append((*call.out, a[-1]))
+
+
+def _vector_product(call: Call, names: tuple[str, str], a: Dims, b: Dims) -> None:
+    inner = b[0] if len(b) == 1 else b[-2]
+    call.unify(a[-1], inner)
+    call.contract(names[0], -1)
+    call.contract(names[1], 0 if len(b) == 1 else -2)
+    call.out = (*a[:-1], *b[:-2], *b[-1:]) if len(b) > 1 else a[:-1]
+    call.macs.append((*call.out, a[-1]))
+
+
+def _baddbmm(call: Call) -> None:
+    a, b = call.need("batch1"), call.need("batch2")
+    call.unify(a[0], b[0])
+    call.unify(a[2], b[1])
+    call.contract("batch1", -1)
+    call.contract("batch2", -2)
+    call.out = tuple(call.broadcast([(a[0], a[1], b[2]), call.need("self")]))
+    call.macs.append((*call.out, a[2]))
+
+
+def _tag_heads(batch: Sequence[Expr]) -> None:
+    """A dim over which two activations are multiplied matrix by matrix is a dim of heads."""
+    for expr in batch[1:]:
+        tag(expr, "head")
+
+
+def _einsum(call: Call) -> None:
+    equation: str = call.args["equation"].replace(" ", "")
+    if "." in equation or "->" not in equation:
+        raise ValueError("einsum is understood with an explicit output and no ellipsis")
+    inputs, output = equation.split("->")
+    bound: dict[str, Expr] = {}
+    for letters, node in zip(inputs.split(","), call.args["tensors"], strict=True):
+        for d, (letter, expr) in enumerate(zip(letters, call.dims_of(node), strict=True)):
+            if letters.count(letter) > 1:
+                call.fix(expr, "takes a diagonal of this dim")
+            call.unify(bound.setdefault(letter, expr), expr)
+            if letter not in output:
+                call.contracted.append((node, d))
+    call.out = tuple(bound[letter] for letter in output)
+    if len(call.args["tensors"]) > 1:
+        call.macs.append(tuple(bound.values()))
+
+
+def _attention(call: Call) -> None:
+    q, k, v = (call.need(name) for name in ("query", "key", "value"))
+    call.unify(q[-1], k[-1])
+    call.contract("query", -1)
+    call.contract("key", -1)
+    call.unify(k[-2], v[-2])
+    call.fix(k[-2], "attention weighs the positions of this dim against each other")
+    if call.args["enable_gqa"]:
+        call.unify(k[-3], v[-3])
+        copies = Const(q[-3].size // k[-3].size)
+        call.unify(q[-3], product([resolve(k[-3]), copies]))
+        batch = [*call.broadcast([q[:-3], k[:-3], v[:-3]]), q[-3]]
+    else:
+        batch = call.broadcast([q[:-2], k[:-2], v[:-2]])
+    _tag_heads(batch)
+    mask = call.dims("attn_mask")
+    if mask is not None:
+        call.broadcast([(*batch, q[-2], k[-2]), mask])
+    call.out = (*batch, q[-2], v[-1])
+    call.macs.append((*batch, q[-2], k[-2], q[-1]))
+    call.macs.append((*batch, q[-2], k[-2], v[-1]))
+
+
+# --- norms over trailing dims -------------------------------------------------------------------------------
+
+
+def _trailing_norm(call: Call) -> None:
+    dims = call.need("input")
+    width = len(call.args["normalized_shape"])
+    trailing = dims[-width:]
+    for name in ("weight", "bias"):
+        for mine, other in zip(trailing, call.dims(name) or trailing, strict=True):
+            call.unify(mine, other)
+    call.normalised.extend(trailing)
+    call.literals["normalized_shape"] = tuple(trailing)
+    call.out = dims
+
+
+def _group_norm(call: Call) -> None:
+    dims = call.need("input")
+    groups, inner = call.factor(dims[1], call.args["num_groups"])
+    for name in ("weight", "bias"):
+        for other in call.dims(name) or ():
+            call.unify(dims[1], other)
+    call.normalised.append(inner)
+    call.literals["num_groups"] = groups
+    call.out = dims
+
+
+def _prelu(call: Call) -> None:
+    dims, weight = call.need("self"), call.need("weight")
+    if weight and weight[0].size > 1:
+        call.unify(dims[1], weight[0])
+    call.out = dims
+
+
+# --- recurrent nets -----------------------------------------------------------------------------------------
+
+
+def _recurrent(gates: int) -> Callable[[Call], None]:
+    """LSTM and GRU: hidden sizes stay, since the weights spell the gates side by side and ONNX fixes them."""
+
+    def rule(call: Call) -> None:
+        for node in call.tensors():
+            if node is not call.args["input"]:
+                for expr in call.dims_of(node):
+                    call.fix(expr, f"{call.op} couples its gates in one kernel of {gates} parts")
+        x = call.need("input")
+        call.fix(x[-1], f"{call.op} reads its input features in one kernel")
+        batch = 0 if call.args["batch_first"] else 1
+        call.fix(x[1 - batch], f"{call.op} runs along this dim")
+        shapes = [value.shape for value in call.node.meta["val"]]
+        call.out = tuple(
+            tuple(x[batch] if d == at else Const(int(n)) for d, n in enumerate(shape))
+            for shape, at in zip(shapes, (batch, 1, 1), strict=False)
+        )
+
+    return rule
+
+
+MATH: dict[str, Callable[[Call], Any]] = {
+    **dict.fromkeys(_POINTWISE.split(), _pointwise),
+    "type_as": _type_as,
+    **dict.fromkeys(("sum", "linalg_vector_norm", "norm"), _sum),
+    "mean": _mean,
+    **dict.fromkeys(("var", "std"), _mean),
+    **dict.fromkeys("amax amin max min argmax argmin prod any all median".split(), _pick),
+    **dict.fromkeys(
+        "softmax _softmax log_softmax cumsum cumprod logcumsumexp sort argsort logsumexp".split(), _along
+    ),
+    "topk": _topk,
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul),
+    "baddbmm": _baddbmm,
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
+    "layer_norm": _trailing_norm,
+    "rms_norm": _trailing_norm,
+    "group_norm": _group_norm,
+    "prelu": _prelu,
+    "lstm": _recurrent(4),
+    "gru": _recurrent(3),
+}
+
+
+def is_max_of_two(node: fx.Node) -> bool:
+    """``max`` and ``min`` name both a reduction and a pointwise op of two tensors."""
+    return len(node.args) > 1 and isinstance(node.args[1], fx.Node)

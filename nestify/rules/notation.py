@@ -1,0 +1,165 @@
+"""Op rules as einops-like lines.
+
+``"n (g i) *s, (g o) i *k, (g o) -> n (g o) *t"`` says of conv2d's input, weight, bias and output which dims
+are one: a letter is a dim, equal letters are the same dim, parentheses are a row-major product whose first
+factors have known sizes, a star stands for any number of dims. A letter that only inputs bear is summed
+over where ``contracts`` names it, else it is fixed; a letter that only the output bears is a new constant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from nestify.dims import Const, Expr, product, tag
+from nestify.rules.calls import Call, Dims
+
+_TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A parsed rule line with the facts that letters alone do not carry.
+
+    ``args``: names of the tensor arguments, in the order of the operands (an absent tensor is skipped);
+    ``sizes``: letter -> argument that holds its size; ``literals``: argument -> letters whose sizes it
+    spells out; ``contracts``, ``fixes``, ``normalises``, ``macs``, ``paths``: letters, blank-separated.
+    """
+
+    text: str
+    args: tuple[str, ...]
+    sizes: Mapping[str, str] = field(default_factory=dict[str, str])
+    literals: Mapping[str, str] = field(default_factory=dict[str, str])
+    contracts: str = ""
+    fixes: str = ""
+    normalises: str = ""
+    macs: str = ""
+    paths: str = ""
+
+    def __call__(self, call: Call) -> None:
+        _apply(self, call)
+
+
+@cache
+def parse(text: str) -> tuple[list[list[tuple[str, ...]]], list[tuple[str, ...]]]:
+    """Split a line into operands and output; a token is a tuple of letters, more than one in parentheses.
+
+    >>> parse("(g i) *s, o -> o *s")
+    ([[('g', 'i'), ('*s',)], [('o',)]], [('o',), ('*s',)])
+    """
+    inputs, _, output = text.partition("->")
+    return [_tokens(part) for part in inputs.split(",")], _tokens(output)
+
+
+def _tokens(text: str) -> list[tuple[str, ...]]:
+    return [tuple((group or single).split()) for group, single in _TOKEN.findall(text)]
+
+
+class _Match:
+    """Letters bound to expressions while one line is matched against one call."""
+
+    def __init__(self, line: Line, call: Call) -> None:
+        self.line = line
+        self.call = call
+        self.bound: dict[str, Expr] = {}
+        self.stars: dict[str, Dims] = {}
+
+    def operand(self, name: str, tokens: list[tuple[str, ...]]) -> None:
+        dims = self.call.dims(name)
+        if dims is None:
+            return
+        stars = sum(token[0].startswith("*") for token in tokens)
+        width = len(dims) - len(tokens) + stars
+        if width < 0 or (not stars and width != 0 and len(dims) != len(tokens)):
+            raise ValueError(f"{name} has {len(dims)} dims, {self.line.text!r} does not fit")
+        position = 0
+        for token in tokens:
+            if token[0].startswith("*"):
+                self.star(token[0], dims[position : position + width])
+                position += width
+                continue
+            self.token(token, dims[position])
+            if any(letter in self.line.contracts.split() for letter in token):
+                self.call.contract(name, position)
+            position += 1
+
+    def star(self, name: str, dims: Dims) -> None:
+        for mine, other in zip(self.stars.setdefault(name, dims), dims, strict=True):
+            self.call.unify(mine, other)
+
+    def token(self, letters: tuple[str, ...], expr: Expr) -> None:
+        for letter in letters[:-1]:
+            size = self.size(letter)
+            if size is None:  # the one letter of unknown size takes what the others leave
+                size = expr.size
+                for other in letters[letters.index(letter) + 1 :]:
+                    size //= self.size(other) or 1
+            head, expr = self.call.factor(expr, size)
+            self.bind(letter, head)
+        self.bind(letters[-1], expr)
+
+    def size(self, letter: str) -> int | None:
+        if letter in self.line.sizes:
+            return int(self.call.args[self.line.sizes[letter]])
+        return self.bound[letter].size if letter in self.bound else None
+
+    def bind(self, letter: str, expr: Expr) -> None:
+        if letter in self.bound:
+            self.call.unify(self.bound[letter], expr)
+        else:
+            self.bound[letter] = expr
+
+    def exprs(self, letters: str) -> list[Expr]:
+        found: list[Expr] = []
+        for letter in letters.split():
+            found.extend(self.stars.get(letter, ()) if letter[0] == "*" else [self.bound[letter]])
+        return found
+
+
+def _apply(line: Line, call: Call) -> None:
+    inputs, output = parse(line.text)
+    match = _Match(line, call)
+    for name, tokens in zip(line.args, inputs, strict=True):
+        match.operand(name, tokens)
+    _fix_consumed(line, match, {letter for token in output for letter in token})
+    call.out = _output(match, output)
+    for letter in line.paths.split():
+        tag(match.bound[letter], "path")
+    for arg, letters in line.literals.items():
+        call.literals[arg] = match.exprs(letters)[0]
+    call.normalised.extend(match.exprs(line.normalises))
+    if line.macs:
+        call.macs.append(tuple(match.exprs(line.macs)))
+
+
+def _fix_consumed(line: Line, match: _Match, kept: set[str]) -> None:
+    """Fix the letters that the op neither passes on nor sums over: it reads them by position."""
+    contracts, fixes = line.contracts.split(), line.fixes.split()
+    for letter, expr in match.bound.items():
+        if letter in fixes or (letter not in kept and letter not in contracts):
+            match.call.fix(expr, f"{match.call.op} reads this dim by position")
+    for name, exprs in match.stars.items():
+        if name not in kept:
+            for expr in exprs:
+                match.call.fix(expr, f"{match.call.op} slides over this dim")
+
+
+def _output(match: _Match, tokens: list[tuple[str, ...]]) -> Dims:
+    shape = match.call.out_shape
+    new_star = next((t[0] for t in tokens if t[0][0] == "*" and t[0] not in match.stars), None)
+    if new_star:
+        start = next(i for i, token in enumerate(tokens) if token[0] == new_star)
+        width = len(shape) - len(tokens) + 1
+        match.stars[new_star] = tuple(Const(n) for n in shape[start : start + width])
+    out: list[Expr] = []
+    for token in tokens:
+        if token[0].startswith("*"):
+            out.extend(match.stars[token[0]])
+            continue
+        for letter in token:
+            if letter not in match.bound:
+                match.bound[letter] = Const(shape[len(out)])
+        out.append(product(match.bound[letter] for letter in token))
+    return tuple(out)
