@@ -1,0 +1,1 @@
+"""The rewrite passes, one a file; imported as ``nestify.passes``."""

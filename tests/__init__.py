@@ -1,0 +1,1 @@
+"""The tests mirror the tree; shared pieces are imported as ``tests.<folder>.<module>``."""

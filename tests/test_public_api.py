@@ -1,0 +1,54 @@
+"""The public face: what ``import nestify`` offers, and what it must not cost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import nestify
+
+PUBLIC = [
+    "ArtifactError",
+    "CaptureError",
+    "Cost",
+    "InfeasibleError",
+    "NestifyError",
+    "Plan",
+    "Subnet",
+    "UsageError",
+    "VerificationError",
+    "estimate",
+    "export",
+    "list_targets",
+    "search",
+    "trace",
+    "transform",
+]
+
+
+def imported_by(code: str, *libraries: str) -> list[str]:
+    """Those of ``libraries`` that a fresh interpreter holds after running ``code``."""
+    script = f"import sys\n{code}\nprint(*(n for n in {libraries!r} if n in sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return result.stdout.split()
+
+
+def test_public_names_are_frozen() -> None:
+    assert sorted(nestify.__all__) == PUBLIC, "a public name is a promise: see CONTRIBUTING.md"
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    for name in nestify.__all__:
+        assert getattr(nestify, name).__doc__, f"nestify.{name} has no docstring"
+    assert set(nestify.__all__) <= set(dir(nestify))
+
+
+def test_import_is_light() -> None:
+    heavy = ("onnx", "onnxruntime", "onnxscript", "onnxsim", "networkx", "typer", "rich")
+    assert imported_by("import torch, nestify", *heavy) == []
+
+
+def test_command_line_starts_without_torch() -> None:
+    assert imported_by("import nestify.cli", "torch", "onnx", "onnxruntime", "networkx") == []
