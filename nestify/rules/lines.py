@@ -14,7 +14,7 @@ _conv = Line(
     literals={"groups": "g"},
     contracts="i",
     macs="n g o *t i *k",
-    paths="g",
+    paths="g i",
 )
 _conv_transpose = Line(
     "n (g i) *s, (g i) o *k, (g o) -> n (g o) *t",
@@ -23,7 +23,7 @@ _conv_transpose = Line(
     literals={"groups": "g"},
     contracts="i",
     macs="n g i *s o *k",
-    paths="g",
+    paths="g i",
 )
 _channel_norm = Line("n c *s, c, c, c, c -> n c *s", _NORM_ARGS)
 _pool_args = ("self",)

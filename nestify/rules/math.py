@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import fx
-
 from nestify.dims import Const, Expr, product, resolve, tag
 from nestify.rules.calls import Call, Dims
 
@@ -20,7 +18,7 @@ log_sigmoid logical_and logical_not logical_or logical_xor lt masked_fill maximu
 neg ones_like pow rand_like randn_like reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sigmoid sign silu
 sin sinh softplus softshrink softsign sqrt square sub tan tanh tanhshrink threshold to _to_copy true_divide trunc
 type_as where xlogy zero zeros_like __and__ __or__ __xor__ bernoulli nestify::stochastic float bool int long double
-half bfloat16 max.other min.other cpu cuda
+half bfloat16 cpu cuda
 """
 
 
@@ -71,6 +69,9 @@ def _mean(call: Call) -> None:
 
 def _pick(call: Call) -> None:
     """Reductions that read positions: a removed position might have been the answer."""
+    if "other" in call.args:  # max and min also name a pointwise op of two tensors
+        _pointwise(call)
+        return
     dims = call.need(_operand(call))
     at = _axes(call, len(dims))
     for d in at:
@@ -258,7 +259,3 @@ MATH: dict[str, Callable[[Call], Any]] = {
     "gru": _recurrent(3),
 }
 
-
-def is_max_of_two(node: fx.Node) -> bool:
-    """``max`` and ``min`` name both a reduction and a pointwise op of two tensors."""
-    return len(node.args) > 1 and isinstance(node.args[1], fx.Node)

@@ -16,6 +16,7 @@ from functools import cache
 from nestify.dims import Const, Expr, product, tag
 from nestify.rules.calls import Call, Dims
 
+WINDOW = "slides over this dim"
 _TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+)")
 
 
@@ -25,7 +26,8 @@ class Line:
 
     ``args``: names of the tensor arguments, in the order of the operands (an absent tensor is skipped);
     ``sizes``: letter -> argument that holds its size; ``literals``: argument -> letters whose sizes it
-    spells out; ``contracts``, ``fixes``, ``normalises``, ``macs``, ``paths``: letters, blank-separated.
+    spells out; ``contracts``, ``fixes``, ``normalises``, ``macs``: letters, blank-separated;
+    ``paths``: the letter of the groups and the letter of a group's width.
     """
 
     text: str
@@ -125,8 +127,10 @@ def _apply(line: Line, call: Call) -> None:
         match.operand(name, tokens)
     _fix_consumed(line, match, {letter for token in output for letter in token})
     call.out = _output(match, output)
-    for letter in line.paths.split():
-        tag(match.bound[letter], "path")
+    if line.paths:
+        group, width = match.exprs(line.paths)
+        if width.size > 1:  # else depthwise: the groups are the channels
+            tag(group, "path")
     for arg, letters in line.literals.items():
         call.literals[arg] = match.exprs(letters)[0]
     call.normalised.extend(match.exprs(line.normalises))
@@ -143,7 +147,7 @@ def _fix_consumed(line: Line, match: _Match, kept: set[str]) -> None:
     for name, exprs in match.stars.items():
         if name not in kept:
             for expr in exprs:
-                match.call.fix(expr, f"{match.call.op} slides over this dim")
+                match.call.fix(expr, WINDOW)
 
 
 def _output(match: _Match, tokens: list[tuple[str, ...]]) -> Dims:

@@ -1,0 +1,297 @@
+"""Analysis: run every node's rule, then read off the elastic dims, the fixed ones and why, and the cost terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+from nestify.capture import Capture, source_line
+from nestify.dims import Const, Dim, Expr, Reason, dims_of, fix, leaves_of, new_dim
+from nestify.rules import RULES, Call, Dims, op_name
+from nestify.rules.notation import WINDOW
+
+__all__ = ["Block", "Coverage", "DimGroup", "FixedDim", "Graph", "Site", "analyse"]
+
+
+class Site(NamedTuple):
+    """One place where a group lives: a parameter or buffer by name, and the position of the dim."""
+
+    tensor: str
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class DimGroup:
+    """One elastic dim with all its sites: slicing it slices every site alike.
+
+    ``kind`` is ``channel``, ``neuron``, ``head`` or ``path``.
+    """
+
+    name: str
+    size: int
+    kind: str
+    sites: tuple[Site, ...]
+    dim: Dim
+
+
+@dataclass(frozen=True, slots=True)
+class FixedDim:
+    """A dim that could not be made elastic, the op and source line that fixed it, and why."""
+
+    size: int
+    sites: tuple[Site, ...]
+    reason: str
+    op: str
+    node: str
+    source_line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A residual block ``exit = entry + f(entry)``: dropping it puts ``entry`` in the place of ``exit``."""
+
+    name: str
+    entry: str
+    exit: str
+
+
+class Coverage(NamedTuple):
+    """Shares, 0 to 1, of the parameters and of the MACs that touch at least one elastic dim."""
+
+    params: float
+    macs: float
+
+
+class Graph:
+    """A captured model whose every dim is known.
+
+    ``dims`` gives each node's dims, ``calls`` what each node's rule found, ``tensor_dims`` the dims of each
+    parameter and buffer by name, ``batch`` the free batch dim or None.
+
+    >>> import torch
+    >>> from nestify.capture import capture
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> [(g.name, g.size, g.kind) for g in analyse(capture(net, (torch.randn(1, 4),))).groups]
+    [('0', 8, 'neuron')]
+    """
+
+    def __init__(self, captured: Capture) -> None:
+        self.capture = captured
+        self.dims: dict[fx.Node, Any] = {}
+        self.calls: dict[fx.Node, Call] = {}
+        self.tensor_dims: dict[str, Dims] = {
+            name: tuple(new_dim(int(n)) for n in tensor.shape) for name, tensor in captured.tensors.items()
+        }
+        self.unknown_ops: dict[str, str] = {}
+        self._batch: Dim | None = None
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return list(self.capture.graph.nodes)
+
+    @property
+    def batch(self) -> Dim | None:
+        """The batch dim while it is free, else None (the batch size of the example is baked in)."""
+        found = [d for d in dims_of(self._batch) if d.batch] if self._batch else []
+        return found[0] if found else None
+
+    @cached_property
+    def groups(self) -> tuple[DimGroup, ...]:
+        """Every elastic dim, in graph order."""
+        sites: dict[Dim, list[Site]] = {}
+        for name, dims in self.tensor_dims.items():
+            for position, expr in enumerate(dims):
+                for dim in dict.fromkeys(dims_of(expr)):
+                    sites.setdefault(dim, []).append(Site(name, position))
+        names = _Names(self.capture.tensors)
+        return tuple(
+            DimGroup(names.give(dim, where), dim.size, _kind(dim, where, self.capture.tensors), tuple(where), dim)
+            for dim, where in sites.items()
+        )
+
+    @cached_property
+    def fixed(self) -> tuple[FixedDim, ...]:
+        """Every parameter dim that is not elastic although its size is a choice, with the reason."""
+        nodes = {node.name: node for node in self.capture.graph.nodes}
+        found: dict[tuple[Reason, int], list[Site]] = {}
+        for name, dims in self.tensor_dims.items():
+            for position, expr in enumerate(dims):
+                for leaf in leaves_of(expr):
+                    if isinstance(leaf, Const) and leaf.reason and leaf.reason.text != WINDOW:
+                        found.setdefault((leaf.reason, leaf.size), []).append(Site(name, position))
+        return tuple(
+            FixedDim(
+                size,
+                tuple(dict.fromkeys(where)),
+                reason.text,
+                reason.op,
+                reason.node,
+                source_line(nodes[reason.node]) if reason.node in nodes else "",
+            )
+            for (reason, size), where in found.items()
+        )
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        params = [(t.numel(), self.tensor_dims[name]) for name, t in self.parameters()]
+        macs = [(_size(loop), loop) for call in self.calls.values() for loop in call.macs]
+        return Coverage(_elastic_share(params), _elastic_share(macs))
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Residual blocks that may be dropped, found with dominators."""
+        from nestify.blocks import find_blocks  # imports networkx: 0.15 s that analysis alone need not pay
+
+        return tuple(Block(*names) for names in find_blocks(self.capture.graph))
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Parameters that the graph reads, by name."""
+        for name, tensor in self.capture.tensors.items():
+            if isinstance(tensor, torch.nn.Parameter):
+                yield name, tensor
+
+
+def analyse(captured: Capture) -> Graph:
+    """Give every dim of ``captured`` its expression; time is near-linear in the number of nodes."""
+    graph = Graph(captured)
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            graph.dims[node] = _placeholder_dims(graph, node)
+        elif node.op == "get_attr":
+            graph.dims[node] = graph.tensor_dims[str(node.target)]
+        elif node.op == "call_function":
+            _run_rule(graph, node)
+        else:
+            _fix_outputs(graph, node)
+    _fix_batch_in_tensors(graph)
+    return graph
+
+
+def _placeholder_dims(graph: Graph, node: fx.Node) -> Dims:
+    val = node.meta["val"]
+    if not isinstance(val, torch.Tensor):
+        return ()
+    why = Reason(node.name, "input", "is a dim of the model's input")
+    dims: list[Expr] = [Const(int(n), why) for n in val.shape]
+    if node.name in graph.capture.batched:
+        graph._batch = graph._batch or Dim(int(val.shape[0]), batch=True)
+        dims[0] = graph._batch
+    return tuple(dims)
+
+
+def _run_rule(graph: Graph, node: fx.Node) -> None:
+    call = Call(node, graph.dims)
+    rule = RULES.get(call.op)
+    problem = f"{call.op} has no rule"
+    if rule is not None:
+        try:
+            rule(call)
+            problem = _mismatch(call)
+        except (ValueError, KeyError, IndexError, TypeError, AssertionError) as error:
+            problem = str(error) or type(error).__name__
+    else:
+        graph.unknown_ops.setdefault(call.op, source_line(node))
+    if problem:
+        call = _give_up(call, node, graph, problem)
+    graph.dims[node] = call.out
+    graph.calls[node] = call
+
+
+def _mismatch(call: Call) -> str:
+    """A rule whose output does not have the op's real sizes was wrong about this call."""
+    val = call.node.meta["val"]
+    pairs = zip(val, call.out, strict=False) if isinstance(val, list | tuple) else [(val, call.out)]
+    for tensor, dims in pairs:
+        if isinstance(tensor, torch.Tensor) and tuple(tensor.shape) != tuple(e.size for e in dims):
+            return f"the rule of {call.op} does not describe this call"
+    return ""
+
+
+def _give_up(call: Call, node: fx.Node, graph: Graph, problem: str) -> Call:
+    """Fix every dim the node touches; its output is as constant as its inputs."""
+    fresh = Call(node, graph.dims)
+    why = fresh.why(problem)
+    for source in fresh.tensors():
+        dims = graph.dims[source]
+        for expr in dims if not dims or not isinstance(dims[0], tuple) else [e for d in dims for e in d]:
+            fix(expr, why)
+    val = node.meta["val"]
+    if isinstance(val, torch.Tensor):
+        fresh.out = tuple(Const(int(n), why) for n in val.shape)
+    elif isinstance(val, list | tuple):
+        fresh.out = tuple(
+            tuple(Const(int(n), why) for n in v.shape) if isinstance(v, torch.Tensor) else () for v in val
+        )
+    else:
+        fresh.out = ()
+    return fresh
+
+
+def _fix_outputs(graph: Graph, node: fx.Node) -> None:
+    for source in node.all_input_nodes:
+        for expr in graph.dims[source]:
+            for dim in list(dims_of(expr)):
+                if not dim.batch:
+                    fix(dim, Reason(source.name, op_name(source.target), "is a dim of the model's output"))
+
+
+def _fix_batch_in_tensors(graph: Graph) -> None:
+    """A parameter or buffer that meets the batch dim has the example's batch size baked in."""
+    for name, dims in graph.tensor_dims.items():
+        for expr in dims:
+            for dim in list(dims_of(expr)):
+                if dim.batch:
+                    fix(dim, Reason(name, "get_attr", f"{name} is as long as the example's batch"))
+
+
+def _kind(dim: Dim, where: list[Site], tensors: Mapping[str, torch.Tensor]) -> str:
+    for role in ("head", "path"):
+        if role in dim.tags:
+            return role
+    return "channel" if any(tensors[site.tensor].ndim > 2 for site in where) else "neuron"
+
+
+class _Names:
+    """Names groups after the module that produces them; a module's second group gets a suffix."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.taken: set[str] = set()
+
+    def give(self, dim: Dim, where: list[Site]) -> str:
+        wide = [s for s in where if self.tensors[s.tensor].ndim > 1]
+        site = next((s for s in wide if s.dim == 0), (wide or where)[0])
+        path, _, leaf = site.tensor.rpartition(".")
+        base = path if path and leaf == "weight" else site.tensor
+        role = next(iter(sorted(dim.tags)), "")
+        candidates = [base, *([f"{base}:{role}"] if role else [])]
+        if role and base not in self.taken:
+            candidates.reverse()
+        number = 2
+        while candidates[0] in self.taken:
+            candidates.pop(0)
+            if not candidates:
+                candidates = [f"{base}:{number}"]
+                number += 1
+        self.taken.add(candidates[0])
+        return candidates[0]
+
+
+def _size(loop: tuple[Expr, ...]) -> int:
+    size = 1
+    for expr in loop:
+        size *= expr.size
+    return size
+
+
+def _elastic_share(items: list[tuple[int, Dims]]) -> float:
+    total = sum(size for size, _ in items)
+    elastic = sum(
+        size for size, dims in items if any(not dim.batch for expr in dims for dim in dims_of(expr))
+    )
+    return elastic / total if total else 0.0
