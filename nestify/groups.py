@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,8 +13,10 @@ from torch import fx
 
 from nestify.capture import Capture, source_line
 from nestify.dims import Const, Dim, Expr, Reason, dims_of, fix, leaves_of, new_dim
+from nestify.errors import UsageError
 from nestify.rules import RULES, Call, Dims, op_name
 from nestify.rules.notation import WINDOW
+from nestify.space import Unit
 
 __all__ = ["Block", "Coverage", "DimGroup", "FixedDim", "Graph", "Site", "analyse"]
 
@@ -88,6 +91,7 @@ class Graph:
             name: tuple(new_dim(int(n)) for n in tensor.shape) for name, tensor in captured.tensors.items()
         }
         self.unknown_ops: dict[str, str] = {}
+        self.units: tuple[Unit, ...] = ()
         self._batch: Dim | None = None
 
     @property
@@ -148,6 +152,19 @@ class Graph:
         from nestify.blocks import find_blocks  # imports networkx: 0.15 s that analysis alone need not pay
 
         return tuple(Block(*names) for names in find_blocks(self.capture.graph))
+
+    def with_units(self, units: Sequence[Unit]) -> Graph:
+        """This graph with more units of the search space; how a pass hands on its choice.
+
+        Raises:
+            UsageError: a group is chosen twice.
+        """
+        twice = {u.name for u in self.units} & {u.name for u in units}
+        if twice:
+            raise UsageError(f"two passes of the recipe choose {', '.join(sorted(twice))}; drop one of them")
+        chosen = copy.copy(self)
+        chosen.units = (*self.units, *units)
+        return chosen
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters that the graph reads, by name."""

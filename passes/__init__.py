@@ -1,1 +1,72 @@
-"""The rewrite passes, one a file; imported as ``nestify.passes``."""
+"""The rewrite passes, one a file; imported as ``nestify.passes``.
+
+A pass is a frozen dataclass: ``name``, its options as fields, ``apply(graph) -> graph``. A recipe is text:
+passes joined by ``+``, options in braces: ``"fn3-channel{core=0.35,step=8}+fn3-head"``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from nestify.errors import UsageError
+from nestify.groups import Graph
+
+__all__ = ["PASSES", "Pass", "parse_recipe"]
+
+
+class Pass(Protocol):
+    """Rewrites an analysed graph, or chooses units of it; the graph is valid before and after."""
+
+    @property
+    def name(self) -> str: ...
+
+    def apply(self, graph: Graph) -> Graph: ...
+
+
+PASSES: Mapping[str, str] = {
+    "fn3-channel": "nestify.passes.fn3_channel:Fn3Channel",
+    "fn3-head": "nestify.passes.fn3_head:Fn3Head",
+    "fn3-neuron": "nestify.passes.fn3_neuron:Fn3Neuron",
+    "fn3-path": "nestify.passes.fn3_path:Fn3Path",
+}
+
+_PASS = re.compile(r"([a-z0-9-]+)(?:\{([^{}]*)\})?")
+
+
+def parse_recipe(recipe: str) -> tuple[Pass, ...]:
+    """Read a recipe.
+
+    >>> parse_recipe("fn3-channel{core=0.35}+fn3-head")[0].core
+    0.35
+
+    Raises:
+        UsageError: an unknown pass or option, or a value of the wrong type; the valid choices are named.
+    """
+    return tuple(_parse_pass(part.strip(), recipe) for part in recipe.split("+"))
+
+
+def _parse_pass(text: str, recipe: str) -> Pass:
+    match = _PASS.fullmatch(text)
+    name = match.group(1) if match else text
+    if match is None or name not in PASSES:
+        close = difflib.get_close_matches(name, PASSES, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"unknown recipe {text!r} in {recipe!r}; {hint}valid: {', '.join(PASSES)}, joined by '+'")
+    module, _, cls = PASSES[name].partition(":")
+    kind: Any = getattr(importlib.import_module(module), cls)
+    fields = {f.name: type(f.default) for f in dataclasses.fields(kind) if f.init}
+    options: dict[str, Any] = {}
+    for item in filter(None, (match.group(2) or "").split(",")):
+        key, _, value = (piece.strip() for piece in item.partition("="))
+        if key not in fields:
+            raise UsageError(f"pass {name} has no option {key!r}; valid: {', '.join(fields)}")
+        try:
+            options[key] = fields[key](value)
+        except ValueError:
+            raise UsageError(f"option {key} of pass {name} must be {fields[key].__name__}, not {value!r}") from None
+    return kind(**options)

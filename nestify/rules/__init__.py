@@ -14,6 +14,25 @@ from nestify.rules.lines import LINES
 from nestify.rules.math import MATH
 from nestify.rules.shapes import SHAPES
 
-__all__ = ["RULES", "Call", "Dims", "Literal", "bind_arguments", "op_name", "shape_of"]
+__all__ = ["NONLINEAR", "NORMS", "POOLS", "RULES", "VIEWS", "Call", "Dims", "Literal", "bind_arguments", "op_name", "shape_of"]
+
+# Ops whose parameters scale and shift normalised values.
+NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
+
+# Ops that give another view of their first operand's memory; in-place ops do too, by their schema.
+VIEWS = frozenset(
+    "view _unsafe_view reshape view_as reshape_as flatten unflatten permute transpose swapaxes swapdims t numpy_T "
+    "movedim squeeze unsqueeze expand expand_as broadcast_to slice select unbind split_with_sizes getitem detach "
+    "alias".split()
+)
+
+# Ops that bend: a channel that passes one of these is hidden, not part of a linear stream.
+NONLINEAR = frozenset(
+    "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu mish prelu relu relu6 rrelu selu sigmoid silu softplus "
+    "softsign tanh clamp clamp_min".split()
+)
+
+# Ops that pool positions into one feature vector.
+POOLS = frozenset("mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool2d amax".split())
 
 RULES: dict[str, Callable[[Call], Any]] = {**LINES, **MATH, **SHAPES}

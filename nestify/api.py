@@ -1,0 +1,103 @@
+"""The public functions: each a few lines over the stages of the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from nestify.capture import capture
+from nestify.cost import Cost, Pricing
+from nestify.errors import UsageError
+from nestify.groups import Graph, analyse
+from nestify.inputs import infer_inputs
+from nestify.nested import NestedModel
+from nestify.passes import parse_recipe
+
+__all__ = ["estimate", "trace", "transform"]
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> Graph:
+    """Capture a model and analyse every dim of it; the model is not changed.
+
+    >>> import torch, nestify
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> graph = nestify.trace(net, example_inputs=(torch.randn(1, 3, 8, 8),))
+    >>> [(group.name, group.size) for group in graph.groups], graph.coverage.params
+    ([('0', 8)], 0.9922779922779923)
+
+    Raises:
+        CaptureError: the model cannot be captured, or no example inputs were given and none could be inferred.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be an nn.Module, not {type(model).__name__}")
+    if example_inputs is None and not example_kwargs:
+        example_inputs, example_kwargs = infer_inputs(model)
+    if example_inputs is not None and not isinstance(example_inputs, tuple):
+        example_inputs = (example_inputs,)
+    return analyse(capture(model, example_inputs or (), example_kwargs))
+
+
+def transform(
+    model: nn.Module,
+    recipe: str,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> NestedModel:
+    """Compile a model into a nested family of networks; the model itself is not changed.
+
+    >>> import torch, nestify
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> nestify.transform(net, "fn3-neuron", example_inputs=(torch.randn(1, 4),)).space.num_subnets
+    8
+
+    Raises:
+        UsageError: an unknown recipe or option, or a recipe that finds nothing to choose in this model.
+        CaptureError: the model cannot be captured.
+    """
+    passes = parse_recipe(recipe)
+    graph = trace(model, example_inputs, example_kwargs)
+    for step in passes:
+        graph = step.apply(graph)
+    if not graph.units:
+        found = ", ".join(sorted({group.kind for group in graph.groups})) or "none"
+        raise UsageError(
+            f"recipe {recipe!r} finds nothing to choose in {type(model).__name__}; kinds of elastic groups: {found}. "
+            "Try where=all, or `nestify inspect` to see why dims are fixed"
+        )
+    return NestedModel(graph, graph.units, recipe)
+
+
+def estimate(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | None = None,
+    target: str | None = None,
+    convention: str = "torch",
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> Cost:
+    """Cost of one network for one sample; ``target`` adds ``latency_ms`` measured on the example inputs.
+
+    >>> import torch, nestify
+    >>> nestify.estimate(nn.Linear(4, 8), example_inputs=(torch.randn(1, 4),)).macs
+    32
+
+    Raises:
+        UsageError: an unknown target or convention.
+        CaptureError: the model cannot be captured.
+    """
+    graph = trace(model, example_inputs, example_kwargs)
+    costs = Pricing(graph).costs({}, 1, convention)
+    if target is None:
+        return costs.row(0)
+    import numpy as np
+
+    from nestify.targets import load_target
+
+    latency = load_target(target).measure(model, graph.capture.example_inputs)
+    return costs._replace(latency_ms=np.array([latency])).row(0)

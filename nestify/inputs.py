@@ -1,0 +1,85 @@
+"""Example inputs for the usual cases: a timm config, a transformers dummy, a first convolution, linear or embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from nestify.errors import CaptureError
+
+__all__ = ["infer_inputs"]
+
+_SIDES = (224, 32, 64, 28, 299, 384)
+_TOKENS = 16
+
+
+def infer_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Find inputs that the model's forward accepts, by trying the plausible ones; returns (args, kwargs).
+
+    >>> infer_inputs(nn.Sequential(nn.Linear(3, 2)))[0][0].shape
+    torch.Size([1, 3])
+
+    Raises:
+        CaptureError: none of them ran; the message says what was tried.
+    """
+    tried: list[str] = []
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        for label, args, kwargs in _candidates(model):
+            try:
+                with torch.no_grad():
+                    model(*args, **kwargs)
+            except Exception as error:  # the user's forward may raise anything on a wrong guess
+                first = (str(error).strip().splitlines() or [""])[0]
+                tried.append(f"{label} ({type(error).__name__}: {first[:80]})")
+                continue
+            return args, kwargs
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    listed = "; ".join(tried) or "nothing (the model has no convolution, linear or embedding layer)"
+    raise CaptureError(
+        f"no example inputs fit {type(model).__name__}. Tried: {listed}. "
+        "Pass example_inputs=(x, ...), or define example_inputs in model.py"
+    )
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    like = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1))
+    config: Any = getattr(model, "default_cfg", None) or getattr(model, "pretrained_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else None
+    if size:
+        yield _tensor((1, *size), like, "timm input_size")
+    dummy: Any = getattr(model, "dummy_inputs", None)
+    if isinstance(dummy, dict):
+        yield "transformers dummy_inputs", (), dict(dummy)
+    for module in model.modules():
+        shapes = list(_shapes(module))
+        for shape in shapes:
+            yield _tensor(shape, like, type(module).__name__)
+        if isinstance(module, nn.Embedding):
+            tokens = torch.arange(_TOKENS, device=like.device)[None] % module.num_embeddings
+            yield f"int64 [1, {_TOKENS}] (Embedding)", (tokens,), {}
+        if shapes or isinstance(module, nn.Embedding):
+            return
+
+
+def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        rank = len(module.kernel_size)
+        for side in _SIDES if rank == 2 else (16, 32, 64, 1024):
+            yield (1, module.in_channels, *(side,) * rank)
+    elif isinstance(module, nn.Linear):
+        yield (1, module.in_features)
+        yield (1, _TOKENS, module.in_features)
+
+
+def _tensor(shape: tuple[int, ...], like: torch.Tensor, source: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    dtype = like.dtype if like.is_floating_point() else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(device=like.device, dtype=dtype)
+    return f"{dtype} {list(shape)} ({source})".replace("torch.", ""), (x,), {}

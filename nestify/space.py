@@ -1,0 +1,159 @@
+"""The search space: units (one independent choice each), subnets (one choice per unit) and how many there are."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from nestify.errors import ArtifactError, UsageError
+
+__all__ = ["SearchSpace", "Subnet", "Unit"]
+
+
+class Subnet(Mapping[str, int]):
+    """One choice per unit: frozen, hashable, JSON. Units that are not named keep their full size.
+
+    >>> s = Subnet({"conv1": 24})
+    >>> s["conv1"], Subnet.from_json(s.to_json()) == s
+    (24, True)
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise UsageError(f"the size of unit {name!r} must be an int, not {size!r}")
+        self._items = dict(sorted(sizes.items()))
+
+    def __getitem__(self, name: str) -> int:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._items.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Subnet) and self._items == other._items
+
+    def __repr__(self) -> str:
+        return f"Subnet({self._items})"
+
+    def to_json(self) -> str:
+        return json.dumps(self._items)
+
+    @classmethod
+    def from_json(cls, text: str) -> Subnet:
+        """Read what :meth:`to_json` wrote; raises ArtifactError on anything else."""
+        try:
+            data: Any = json.loads(text)
+        except ValueError as error:
+            raise ArtifactError(f"not a subnet: {error}") from error
+        if not isinstance(data, dict):
+            raise ArtifactError(f"a subnet is a JSON object of unit sizes, not {type(data).__name__}")
+        return cls(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One independent choice: a size from ``minimum`` up to ``size`` in steps of ``step``.
+
+    ``kind`` is ``channel``, ``neuron``, ``head``, ``path``, ``layer``, ``bit`` or ``level``.
+
+    >>> Unit("conv1", "channel", 20, 8, 8).choices
+    (8, 16, 20)
+    """
+
+    name: str
+    kind: str
+    size: int
+    minimum: int = 1
+    step: int = 1
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Legal sizes, ascending: the minimum, multiples of the step above it, and the full size."""
+        first = (self.minimum // self.step + 1) * self.step
+        return (*dict.fromkeys((self.minimum, *range(first, self.size, self.step), self.size)),)
+
+    def nearest(self, size: float) -> int:
+        """The legal size closest to ``size``; of two as close, the larger."""
+        return min(reversed(self.choices), key=lambda choice: abs(choice - size))
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All units of a nested model.
+
+    >>> space = SearchSpace((Unit("a", "channel", 8), Unit("b", "head", 3)))
+    >>> space.num_subnets, space.at(0.5)
+    (24, Subnet({'a': 4, 'b': 2}))
+    """
+
+    units: tuple[Unit, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Unit]:
+        return {unit.name: unit for unit in self.units}
+
+    @property
+    def num_subnets(self) -> int:
+        """Exact number of subnets: the product of the choices of each unit."""
+        return math.prod(len(unit.choices) for unit in self.units)
+
+    def largest(self) -> Subnet:
+        return Subnet({unit.name: unit.size for unit in self.units})
+
+    def smallest(self) -> Subnet:
+        return Subnet({unit.name: unit.minimum for unit in self.units})
+
+    def at(self, size: float) -> Subnet:
+        """The subnet with the share ``size`` (0 < size <= 1) of every unit, to the nearest legal size."""
+        if not 0 < size <= 1:
+            raise UsageError(f"size is a share of every unit, 0 < size <= 1; got {size}")
+        return Subnet({unit.name: unit.nearest(size * unit.size) for unit in self.units})
+
+    def sample(self, generator: torch.Generator | None = None) -> Subnet:
+        """Draw each unit's size uniformly and independently (FN3, section 3: p(c) = 1/M)."""
+        if not self.units:
+            return Subnet({})
+        draws = torch.rand(len(self.units), generator=generator, dtype=torch.float64).tolist()
+        return Subnet(
+            {
+                unit.name: unit.choices[int(draw * len(unit.choices))]
+                for unit, draw in zip(self.units, draws, strict=True)
+            }
+        )
+
+    def complete(self, subnet: Mapping[str, int]) -> Subnet:
+        """Fill in full sizes for the units that ``subnet`` does not name, and validate it."""
+        self.validate(subnet)
+        return Subnet({unit.name: subnet.get(unit.name, unit.size) for unit in self.units})
+
+    def validate(self, subnet: Mapping[str, int]) -> None:
+        """Raise UsageError naming the unit and its range where ``subnet`` is not in this space."""
+        for name, size in subnet.items():
+            unit = self.by_name.get(name)
+            if unit is None:
+                close = difflib.get_close_matches(name, self.by_name, 3)
+                hint = f"did you mean {', '.join(close)}?" if close else f"units: {', '.join(self.by_name)}"
+                raise UsageError(f"no unit {name!r} in this space; {hint}")
+            if not unit.minimum <= size <= unit.size:
+                raise UsageError(f"size {size} of unit {name!r} is out of range {unit.minimum}..{unit.size}")
+            if size not in unit.choices:
+                raise UsageError(
+                    f"size {size} of unit {name!r} is no multiple of its step {unit.step}; "
+                    f"the nearest legal size is {unit.nearest(size)}"
+                )

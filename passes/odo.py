@@ -1,0 +1,94 @@
+"""Choosing ordered-dropout units: which DimGroups a pass makes elastic, from which minimum, in which steps.
+
+FN3 (Cui et al., 2020) drops the last channels of layers whose outputs pass a nonlinearity and are summed by
+the next layer. ``hidden`` generalises that to any graph: groups on no residual stream, that pass a
+nonlinearity, and that are not the last features pooled into a classifier. ``all`` takes every elastic group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch import fx
+
+from nestify.dims import Dim, dims_of
+from nestify.errors import UsageError
+from nestify.groups import Graph
+from nestify.rules import NONLINEAR, POOLS, op_name
+from nestify.space import Unit
+
+__all__ = ["choose_units"]
+
+
+def choose_units(graph: Graph, kind: str, *, core: float, step: int, where: str) -> Graph:
+    """Add every group of ``kind`` to the search space, with at least ``core`` of it always active.
+
+    Raises:
+        UsageError: ``core``, ``step`` or ``where`` out of range.
+    """
+    if not 0 <= core <= 1:
+        raise UsageError(f"core is the always-active share, 0 <= core <= 1; got {core}")
+    if step < 1:
+        raise UsageError(f"step must be at least 1; got {step}")
+    if where not in ("hidden", "all"):
+        raise UsageError(f"where must be hidden or all; got {where!r}")
+    hidden = _hidden(graph) if where == "hidden" else None
+    return graph.with_units(
+        [
+            Unit(group.name, kind, group.size, max(1, math.ceil(core * group.size)), step)
+            for group in graph.groups
+            if group.kind == kind and (hidden is None or group.dim in hidden)
+        ]
+    )
+
+
+def _hidden(graph: Graph) -> set[Dim]:
+    bent: set[Dim] = set()
+    residual: set[Dim] = set()
+    for node, call in graph.calls.items():
+        if call.op in NONLINEAR:
+            bent.update(_dims(graph, node))
+        elif call.op == "add" and _joins_activations(graph, node):
+            residual.update(_dims(graph, node))
+    return bent - residual - _pooled_features(graph)
+
+
+def _dims(graph: Graph, node: fx.Node) -> Iterator[Dim]:
+    return (dim for expr in graph.dims[node] for dim in dims_of(expr))
+
+
+def _joins_activations(graph: Graph, node: fx.Node) -> bool:
+    """Whether both operands of a sum carry data of the input, not only parameters."""
+    operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
+    return len(operands) == 2 and all(a.op == "placeholder" or a in graph.calls for a in operands)
+
+
+def _pooled_features(graph: Graph) -> set[Dim]:
+    """Dims of the features that are pooled and then read by the last linear map of an output."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    features: set[Dim] = set()
+    for classifier in _contractions_behind(graph, output)[0]:
+        producers, pooled = _contractions_behind(graph, classifier)
+        if pooled:
+            features.update(dim for node in producers for dim in _dims(graph, node))
+    return features
+
+
+def _contractions_behind(graph: Graph, node: fx.Node) -> tuple[list[fx.Node], bool]:
+    """The nearest contractions that feed ``node``, and whether pooling lies between."""
+    found: list[fx.Node] = []
+    pooled = False
+    seen: set[fx.Node] = set()
+    stack = list(node.all_input_nodes)
+    while stack:
+        source = stack.pop()
+        if source in seen or source not in graph.calls:
+            continue
+        seen.add(source)
+        if graph.calls[source].macs:
+            found.append(source)
+            continue
+        pooled |= op_name(source.target) in POOLS
+        stack.extend(source.all_input_nodes)
+    return found, pooled
