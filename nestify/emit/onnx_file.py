@@ -1,0 +1,154 @@
+"""A network as an ``.onnx`` file that onnxruntime was seen to agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nestify.emit.atomic import publish_files, staging
+from nestify.emit.calls import Call, input_names, output_names
+from nestify.emit.compare import Sample, largest_error, samples
+from nestify.emit.onnx_graph import batch_is_free, scrub, translate
+from nestify.emit.program import check_batches, exported_program
+from nestify.emit.report import ExportReport, first_line, quiet
+from nestify.emit.request import Request
+from nestify.errors import VerificationError
+
+if TYPE_CHECKING:
+    import onnx
+
+# A protobuf message ends at 2 GiB; weights above this go to a second file.
+EXTERNAL_BYTES = 1_500_000_000
+
+
+def write_onnx(request: Request) -> ExportReport:
+    """Export, simplify, check and write ``request.path``, or nothing if a check fails."""
+    model, call = request.model, request.call
+    names = input_names(model, call)
+    outputs = output_names(call.run(model), taken=names)
+    batches, reason = check_batches(model, call, dynamic_batch=request.dynamic_batch)
+    proto, fixed = _translated(request, names, outputs, free=len(batches) == 2)
+    notes = request.batch_notes(reason or fixed)
+    batches = batches[:1] if fixed else batches
+    cases = samples(model, call, batches or (None,))
+    with staging(request.path) as folder:
+        graph, error = _accepted(proto, request, names, cases, folder / request.path.name, notes)
+        files = publish_files(folder, _parts(folder, request.path.name), request.path.parent)
+    return request.report(
+        files,
+        error,
+        notes,
+        free_batch=not fixed,
+        checked_batches=batches,
+        inputs=tuple(names),
+        outputs=tuple(outputs),
+        simplified=graph is not proto,
+        nodes=len(graph.graph.node),
+    )
+
+
+def _translated(
+    request: Request, names: list[str], outputs: list[str], *, free: bool
+) -> tuple[onnx.ModelProto, str]:
+    """The ONNX graph, and why its batch is fixed (``""`` where it is free)."""
+    call = request.call
+    program = exported_program(request.model, call, dynamic_batch=free)
+    proto = translate(program.exported, names, outputs)
+    batched = {id(tensor) for tensor in call.batched}
+    pairs = zip(names, call.tensors, strict=True)
+    if program.free_batch and not batch_is_free(proto, [n for n, t in pairs if id(t) in batched]):
+        # Silent, and traced at a size of our choice: write the size of the example instead.
+        program = exported_program(request.model, call, dynamic_batch=False)
+        return translate(program.exported, names, outputs), "the exporter made it a constant"
+    return proto, program.fixed_because
+
+
+def _accepted(
+    proto: onnx.ModelProto,
+    request: Request,
+    names: list[str],
+    cases: list[Sample],
+    path: Path,
+    notes: list[str],
+) -> tuple[onnx.ModelProto, float]:
+    """Write the simplified graph if it agrees, else the plain one; with the error that was seen."""
+    if request.simplify and _weight_bytes(proto) < EXTERNAL_BYTES:
+        try:
+            graph = _simplified(proto)
+            scrub(graph, request.properties)
+            return graph, _write_and_check(graph, path, names, cases, request.tolerance)
+        except Exception as error:
+            notes.append(f"the file is not simplified, onnxsim failed: {first_line(error)}")
+    scrub(proto, request.properties)
+    return proto, _write_and_check(proto, path, names, cases, request.tolerance)
+
+
+def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
+    # Three seconds to import, so only here; its own check looks at nothing, so ours follows.
+    with quiet():
+        import onnxsim
+
+        simplified, _ = onnxsim.simplify(proto)
+    return simplified
+
+
+def _write_and_check(
+    proto: onnx.ModelProto, path: Path, names: list[str], cases: list[Sample], tolerance: float
+) -> float:
+    import onnx
+
+    _clear(path.parent)
+    large = _weight_bytes(proto) >= EXTERNAL_BYTES
+    if large:
+        onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}.data")
+    else:
+        path.write_bytes(proto.SerializeToString(deterministic=True))
+    try:
+        # By path: a model above 2 GiB cannot be checked in memory.
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as error:
+        raise VerificationError(
+            f"onnx.checker refuses the file: {first_line(error)}; nothing was written"
+        ) from error
+    return largest_error("the ONNX file in onnxruntime", _runner(path, names), cases, tolerance)
+
+
+def _runner(path: Path, names: list[str]) -> Callable[[Call], list[torch.Tensor]]:
+    with quiet():
+        import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: ORT's advice on graph shapes is not for the user
+    try:
+        session: Any = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise VerificationError(
+            f"onnxruntime cannot load the file: {first_line(error)}; nothing was written. "
+            "Its CPU kernels cover float32 best: export model.float()"
+        ) from error
+
+    def run(call: Call) -> list[torch.Tensor]:
+        arrays = [t.detach().contiguous().numpy() for t in call.tensors]
+        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        return [torch.from_numpy(array.copy()) for array in results]
+
+    return run
+
+
+def _weight_bytes(proto: onnx.ModelProto) -> int:
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+
+
+def _clear(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def _parts(folder: Path, main: str) -> list[str]:
+    # The weights first: a reader who finds the model finds them too.
+    return sorted((file.name for file in folder.iterdir()), key=lambda name: name == main)
