@@ -1,0 +1,145 @@
+"""``nestify plan``: search a model's subnets, show the trade-off, ship the one that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nestify.cli.choice import check_writable, choose, metadata, rebased
+from nestify.cli.common import (
+    DEFAULT_RECIPE,
+    ConstraintOption,
+    DebugOption,
+    JsonOption,
+    ModelArgument,
+    RecipeOption,
+    SeedOption,
+    TargetOption,
+    command,
+    progress,
+    say,
+)
+from nestify.cli.tradeoff import PlanResult
+
+if TYPE_CHECKING:
+    from nestify.emit import ExportReport
+    from nestify.nested import NestedModel
+    from nestify.plans import Plan, PlanPoint
+    from nestify.sources import Source
+
+
+@command
+def plan_command(
+    model: ModelArgument,
+    target: TargetOption = ["cpu"],  # noqa: B006  typer copies it
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    constraint: ConstraintOption = [],  # noqa: B006  typer copies it
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where plan.json and slim.onnx go: ./NAME-plan if not given.",
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", help="How to search: greedy, uniform or random.")
+    ] = "greedy",
+    evaluations: Annotated[
+        int, typer.Option("--evaluations", min=3, help="How many subnets to score at most.")
+    ] = 64,
+    seed: SeedOption = 0,
+    as_document: JsonOption = False,
+    debug: DebugOption = False,
+) -> str:
+    """Search the subnets of a model; write the plan, and the best fitting subnet as ONNX.
+
+    Subnets are scored by the model file's evaluate(model), higher being better, or else by how
+    closely their outputs follow the full model's on the example inputs. Without a constraint the
+    subnet of the best score at no more than half of the MACs is exported.
+
+    \b
+    Examples:
+      nestify plan examples/mobilenet_v2.py --target cpu
+      nestify plan model.py --constraint latency_ms=5 --constraint params=2e6 --out small
+      nestify plan timm:resnet50 --json > result.json
+    """  # noqa: D301  typer keeps the lines after a backspace as they are
+    from nestify.constraints import parse_constraints
+    from nestify.explore import search
+    from nestify.sources import load_source
+    from nestify.targets import load_target
+
+    bounds = parse_constraints(constraint)
+    for name in target:
+        load_target(name)
+    say(f"loading {model}")
+    source = load_source(model)
+    folder = out or Path(f"{source.name}-plan")
+    check_writable(folder)
+    nested = nested_from(source, recipe)
+    with progress() as show:
+        plan = search(
+            nested,
+            source.evaluate,
+            target=target,
+            method=method,
+            constraints=bounds,
+            seed=seed,
+            max_evaluations=evaluations,
+            progress=show,
+        )
+    plan = replace(plan, model=rebased(model, Path.cwd(), folder.absolute()))
+    point = choose(plan, None, bounds)
+    report = _write(plan, point, nested, source, folder)
+    result = PlanResult(model, plan, point, report, bounds, folder)
+    return result.document() if as_document else result.text()
+
+
+def nested_from(source: Source, recipe: str) -> NestedModel:
+    """Capture and nest a loaded model."""
+    import nestify
+
+    say(f"capturing and nesting with {recipe}")
+    return nestify.transform(source.model, recipe, source.example_inputs, source.example_kwargs)
+
+
+def _write(
+    plan: Plan, point: PlanPoint, nested: NestedModel, source: Source, folder: Path
+) -> ExportReport:
+    """Write slim.onnx and then plan.json: both or neither, each whole."""
+    from nestify.emit import export
+    from nestify.emit.atomic import publish_files, staging
+
+    slim = nested.extract(point.subnet, calibrate=source.calibration).eval()
+    say("exporting and checking in onnxruntime ...")
+    with _made(folder), staging(folder) as stage:
+        report = export(
+            slim,
+            stage / "slim.onnx",
+            example_inputs=nested.example_inputs,
+            example_kwargs=nested.example_kwargs,
+            metadata=metadata(plan, point, source.name),
+        )
+        plan.save(stage / "plan.json")
+        names = [file.name for file in report.files]
+        publish_files(stage, [*names, "plan.json"], folder)
+    files = tuple(folder / name for name in names)
+    return replace(report, path=folder / "slim.onnx", files=files)
+
+
+@contextmanager
+def _made(folder: Path) -> Generator[None]:
+    """Make ``folder`` and its parents; take those made away again if what follows fails."""
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for part in missing:
+            part.rmdir() if not any(part.iterdir()) else None
+        raise

@@ -1,0 +1,108 @@
+"""What subnets cost: by formula for all of them, latency by measuring a few on the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestify.cost import Cost
+from nestify.pareto import pareto
+from nestify.plans import PlanPoint
+from nestify.targets import Target
+
+if TYPE_CHECKING:
+    from nestify.explore.scoring import Progress
+    from nestify.nested import NestedModel
+    from nestify.space import Subnet
+
+MEASURED_POINTS = 24
+
+
+class Pricer:
+    """Costs of subnets of ``nested`` on ``targets``.
+
+    Timing one subnet takes about a second (extract it, run it), so latency is measured only for
+    points on a Pareto front of score and some other cost: no other point can be the best for a
+    bound on those.
+    """
+
+    def __init__(
+        self,
+        nested: NestedModel,
+        targets: Mapping[str, Target],
+        convention: str,
+        progress: Progress | None = None,
+    ) -> None:
+        self._nested = nested
+        self._targets = targets
+        self._convention = convention
+        self._progress = progress
+        self._latency: dict[tuple[Subnet, str], float] = {}
+        self._kept: list[Subnet] = []
+
+    def costs(self, subnets: Sequence[Subnet]) -> list[Cost]:
+        """Return what ``subnets`` cost by formula; latency is None."""
+        table = self._nested.estimate(list(subnets), convention=self._convention)
+        return [table.row(i) for i in range(len(subnets))]
+
+    def macs(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
+        """Return the MACs of ``subnets``."""
+        return np.asarray(self._nested.estimate(list(subnets), convention=self._convention).macs)
+
+    def cost(self, subnet: Subnet, with_latency: bool = False) -> Cost:
+        """Return what one subnet costs on the first target."""
+        cost = self.costs([subnet])[0]
+        name = next(iter(self._targets))
+        return replace(cost, latency_ms=self._measured(subnet, name)) if with_latency else cost
+
+    def keep(self, subnet: Subnet) -> None:
+        """See to it that `points` measures ``subnet``."""
+        self._kept.append(subnet)
+
+    def points(self, scores: Mapping[Subnet, float]) -> tuple[PlanPoint, ...]:
+        """Return scored subnets as points, the largest first; the interesting ones are timed."""
+        subnets = list(scores)
+        costs = self.costs(subnets)
+        chosen = self._worth_timing(subnets, [scores[s] for s in subnets], costs)
+        for i, subnet in enumerate(chosen):
+            for name in self._targets:
+                self._measured(subnet, name)
+            if self._progress is not None:
+                self._progress("measuring latency", i + 1, len(chosen))
+        first = next(iter(self._targets))
+        return tuple(
+            PlanPoint(subnet, scores[subnet], self._by_target(subnet, cost), first)
+            for subnet, cost in zip(subnets, costs, strict=True)
+        )
+
+    def _by_target(self, subnet: Subnet, cost: Cost) -> dict[str, Cost]:
+        return {
+            name: replace(cost, latency_ms=self._latency.get((subnet, name)))
+            for name in self._targets
+        }
+
+    def _measured(self, subnet: Subnet, target: str) -> float:
+        known = self._latency.get((subnet, target))
+        if known is not None:
+            return known
+        slim = self._nested.extract(subnet, verify=False).eval()
+        inputs, kwargs = self._nested.example_inputs, self._nested.example_kwargs
+        self._latency[subnet, target] = self._targets[target].measure(slim, inputs, kwargs)
+        return self._latency[subnet, target]
+
+    def _worth_timing(
+        self, subnets: Sequence[Subnet], scores: Sequence[float], costs: Sequence[Cost]
+    ) -> list[Subnet]:
+        front: set[int] = set()
+        for name in ("macs", "params", "size_bytes", "activation_bytes"):
+            front |= set(pareto([getattr(c, name) for c in costs], scores))
+        by_macs = sorted(front, key=lambda i: costs[i].macs)
+        count = min(len(by_macs), MEASURED_POINTS)
+        picked = {by_macs[round(k)] for k in np.linspace(0, len(by_macs) - 1, count)}
+        extremes = {0, min(range(len(costs)), key=lambda i: costs[i].macs)}
+        kept = [s for s in self._kept if s in set(subnets)]
+        return list(dict.fromkeys([*(subnets[i] for i in sorted(picked | extremes)), *kept]))

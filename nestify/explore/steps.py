@@ -1,0 +1,77 @@
+"""Moves in the space of subnets: a step down, a share of everything, a point between two.
+
+Pure arithmetic over units; nothing here runs a model.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from nestify.space import SearchSpace, Subnet, Unit
+
+STEP_SHARE = 0.125
+
+
+@lru_cache(maxsize=4096)
+def choices(unit: Unit) -> tuple[int, ...]:
+    """Return the legal sizes of ``unit``, kept: a search asks for them thousands of times."""
+    return unit.choices
+
+
+def nearest(legal: Sequence[int], wanted: float) -> int:
+    """Return the choice closest to ``wanted``; of two as close, the larger.
+
+    Example:
+        >>> nearest((8, 16, 32), 12), nearest((8, 16, 32), 100)
+        (16, 32)
+    """
+    above = bisect_left(legal, wanted)
+    if above == 0:
+        return legal[0]
+    if above == len(legal):
+        return legal[-1]
+    low, high = legal[above - 1], legal[above]
+    return high if high - wanted <= wanted - low else low
+
+
+def shrunk(unit: Unit, size: int) -> int:
+    """Return ``size`` one step down: an eighth of the unit, and at least one choice.
+
+    Example:
+        >>> shrunk(Unit("conv1", "channel", size=64, minimum=8, step=8), 64)
+        56
+    """
+    legal = choices(unit)
+    smaller = legal[: bisect_left(legal, size)]
+    return nearest(smaller, size - STEP_SHARE * unit.size) if smaller else size
+
+
+def step_down(subnet: Subnet, units: Iterable[Unit]) -> Subnet:
+    """Return ``subnet`` with each of ``units`` one step smaller."""
+    return subnet_with(subnet, {unit.name: shrunk(unit, subnet[unit.name]) for unit in units})
+
+
+def scaled(space: SearchSpace, subnet: Subnet, share: float) -> Subnet:
+    """Return ``subnet`` with every unit at about ``share`` of its size there."""
+    sizes: dict[str, int] = {}
+    for unit in space.units:
+        legal = choices(unit)
+        legal = legal[: bisect_right(legal, subnet[unit.name])]
+        sizes[unit.name] = nearest(legal, share * subnet[unit.name])
+    return Subnet(sizes)
+
+
+def between(space: SearchSpace, low: Subnet, high: Subnet, share: float) -> Subnet:
+    """Return the subnet at ``share`` of the way from ``low`` to ``high``, each unit rounded."""
+    sizes: dict[str, int] = {}
+    for unit in space.units:
+        start, end = low[unit.name], high[unit.name]
+        sizes[unit.name] = nearest(choices(unit), start + share * (end - start))
+    return Subnet(sizes)
+
+
+def subnet_with(subnet: Subnet, sizes: dict[str, int]) -> Subnet:
+    """Return ``subnet`` with some units changed."""
+    return Subnet({**dict(subnet.items()), **sizes})

@@ -1,0 +1,56 @@
+"""The deployment targets, one a file; imported as ``nestify.targets``.
+
+The registry maps a target's name to ``"module:attribute"`` and imports it when it is asked for, so
+that listing targets imports no torch. A new target is one file and one line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import cast
+
+from nestify.errors import UsageError
+from nestify.targets.target import Target
+
+__all__ = ["Target", "list_targets", "load_target"]
+
+TARGETS: dict[str, str] = {
+    "cpu": "nestify.targets.cpu:CPU",
+}
+
+
+def list_targets() -> tuple[str, ...]:
+    """Return the names of all targets, sorted.
+
+    Example:
+        >>> list_targets()
+        ('cpu',)
+    """
+    return tuple(sorted(TARGETS))
+
+
+def load_target(name: str) -> Target:
+    """Return the target called ``name``; imports its module on the first call.
+
+    Example:
+        >>> load_target("cpu").step
+        1
+
+    Args:
+        name: one of `list_targets()`.
+
+    Returns:
+        The target.
+
+    Raises:
+        UsageError: no target has this name; the message lists the names and the closest one.
+    """
+    place = TARGETS.get(name)
+    if place is None:
+        close = difflib.get_close_matches(name.lower(), TARGETS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        names = ", ".join(list_targets())
+        raise UsageError(f"unknown target {name!r}: the targets are {names}{hint}")
+    module, _, attribute = place.partition(":")
+    return cast(Target, getattr(importlib.import_module(module), attribute))

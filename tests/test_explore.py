@@ -1,0 +1,324 @@
+"""Search on a network that is only formulas: what is visited, what is found, what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from nestify import targets
+from nestify.errors import CaptureError, InfeasibleError, UsageError
+from nestify.explore import METHODS, fidelity, search
+from nestify.explore.steps import between, nearest, scaled, shrunk
+from nestify.fingerprints import fingerprint
+from nestify.plans import Plan
+from nestify.space import SearchSpace, Unit
+from nestify.targets import Target
+from tests.fakes import FakeNested, chain
+
+
+@pytest.fixture(autouse=True)
+def quick_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target ``sim`` whose latency is the number of models it has measured."""
+    count = itertools.count(1)
+    sim = Target("sim", "counts", 1, lambda model, args, kwargs: float(next(count)))
+    monkeypatch.setitem(targets.TARGETS, "sim", "tests.fakes:SIM")
+    monkeypatch.setattr("tests.fakes.SIM", sim, raising=False)
+
+
+def evaluate(model: nn.Module) -> float:
+    return cast(FakeNested, model).score()
+
+
+def run(nested: FakeNested, **options: Any) -> Plan:
+    options = {"evaluate": evaluate, "target": "sim"} | options
+    return search(cast(Any, nested), **options)
+
+
+# steps ------------------------------------------------------------------------------------------
+
+UNITS = st.builds(
+    lambda size, low, step: Unit("u", "channel", size, min(size, low), step),
+    st.integers(1, 300),
+    st.integers(1, 20),
+    st.integers(1, 16),
+)
+
+
+@given(UNITS, st.floats(0, 400))
+def test_nearest_is_nearest(unit: Unit, wanted: float) -> None:
+    found = nearest(unit.choices, wanted)
+    assert found in unit.choices
+    assert abs(found - wanted) == min(abs(choice - wanted) for choice in unit.choices)
+
+
+@given(UNITS)
+def test_steps_go_down_to_the_minimum(unit: Unit) -> None:
+    size, sizes = unit.size, [unit.size]
+    while shrunk(unit, size) < size:
+        size = shrunk(unit, size)
+        sizes.append(size)
+    assert set(sizes) <= set(unit.choices)
+    assert size == unit.minimum
+    assert len(sizes) <= 12 or unit.size < 16, "a step is about an eighth"
+
+
+@given(st.lists(UNITS, min_size=1, max_size=4), st.floats(0, 1), st.floats(0, 1))
+def test_shares_are_legal_and_monotone(units: list[Unit], a: float, b: float) -> None:
+    named = [Unit(f"u{i}", u.kind, u.size, u.minimum, u.step) for i, u in enumerate(units)]
+    space = SearchSpace(tuple(named))
+    low, high = min(a, b), max(a, b)
+    largest, smallest = space.largest(), space.smallest()
+    for small, big in (
+        (between(space, smallest, largest, low), between(space, smallest, largest, high)),
+        (scaled(space, largest, low), scaled(space, largest, high)),
+    ):
+        space.validate(small)
+        assert all(small[u.name] <= big[u.name] for u in named)
+    assert between(space, smallest, largest, 1) == largest
+    assert between(space, smallest, largest, 0) == smallest
+
+
+# searching --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("budget", [3, 5, 17, 64])
+@pytest.mark.parametrize("bounds", [{}, {"macs": 20_000}])
+def test_a_plan_holds_both_ends_and_keeps_to_its_budget(
+    method: str, budget: int, bounds: dict[str, float]
+) -> None:
+    nested = chain(9)
+    calls: list[float] = []
+
+    def counted(model: nn.Module) -> float:
+        calls.append(evaluate(model))
+        return calls[-1]
+
+    plan = run(nested, evaluate=counted, method=method, max_evaluations=budget, constraints=bounds)
+    subnets = [point.subnet for point in plan.points]
+    assert len(calls) == len(subnets) == len(set(subnets)) <= budget
+    assert subnets[0] == nested.space.largest()
+    assert nested.space.smallest() in subnets
+    for subnet in subnets:
+        nested.space.validate(subnet)
+    assert nested.active == nested.space.largest(), "the nested model is as it was"
+    assert nested.training
+    if bounds:
+        assert plan.best(**bounds).cost.macs <= 20_000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_and_costs_are_those_of_their_subnets(method: str) -> None:
+    nested = chain(4, u1=0.9)
+    for point in run(nested, method=method, max_evaluations=20).points:
+        with nested.activate(point.subnet):
+            assert point.score == nested.score()
+        assert point.cost.macs == nested.estimate([point.subnet]).row(0).macs
+
+
+def test_searches_repeat_themselves() -> None:
+    for method in METHODS:
+        first, second = (run(chain(5), method=method, seed=7).points for _ in range(2))
+        assert [p.subnet for p in first] == [p.subnet for p in second]
+
+
+def test_random_depends_on_the_seed() -> None:
+    first, second = (run(chain(5), method="random", seed=seed).points for seed in (0, 1))
+    assert [p.subnet for p in first] != [p.subnet for p in second]
+
+
+@pytest.mark.parametrize("budget", [32, 64, 200])
+def test_greedy_spares_the_units_that_matter(budget: int) -> None:
+    """Two units carry the score: greedy must beat an even cut at every cost."""
+    important = {"u2": 2.0, "u7": 2.0}
+    greedy = run(chain(12, **important), max_evaluations=budget)
+    uniform = run(chain(12, **important), method="uniform", max_evaluations=budget)
+    full = uniform.points[0].cost.macs
+    for share in (0.25, 0.5, 0.75):
+        assert greedy.best(macs=share * full).score > uniform.best(macs=share * full).score + 0.02
+
+
+def test_greedy_spreads_over_the_whole_range() -> None:
+    plan = run(chain(30))
+    macs = [p.cost.macs for p in plan.pareto_front("sim", cost="macs")]
+    low, high = math.sqrt(macs[0]), math.sqrt(macs[-1])
+    roots = [(math.sqrt(m) - low) / (high - low) for m in macs]
+    assert max(b - a for a, b in itertools.pairwise(roots)) < 0.25
+
+
+def test_many_units_are_bundled() -> None:
+    plan = run(chain(300), max_evaluations=40)
+    assert len(plan.points) <= 40
+    assert len(plan.pareto_front("sim", cost="macs")) >= 5
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("share", [0.3, 0.62, 0.9])
+def test_a_point_stands_just_inside_a_constraint(method: str, share: float) -> None:
+    nested = chain(6, size=64, step=1)
+    bound = share * nested.estimate([nested.space.largest()]).row(0).macs
+    plan = run(nested, method=method, constraints={"macs": bound}, max_evaluations=24)
+    closest = max(p.cost.macs for p in plan.points if p.cost.macs <= bound)
+    assert closest > 0.95 * bound
+
+
+def test_a_point_stands_inside_several_constraints() -> None:
+    nested = chain(6, size=64, step=1)
+    bounds = {"macs": 15_000.0, "params": 250.0}
+    best = run(nested, constraints=bounds).best(**bounds)
+    assert best.cost.macs <= 15_000
+    assert best.cost.params <= 250
+
+
+def test_constraints_that_the_full_model_meets_change_nothing() -> None:
+    plan = run(chain(3), constraints={"macs": 1e9})
+    assert plan.best(macs=1e9).score == 1.0
+
+
+def test_an_infeasible_constraint_fails_before_anything_is_scored() -> None:
+    def never(model: nn.Module) -> float:
+        raise AssertionError
+
+    with pytest.raises(InfeasibleError, match="macs <= 10: the closest feasible macs is 3"):
+        run(chain(2), evaluate=never, constraints={"macs": 10})
+
+
+def test_latency_is_measured_on_the_front_only() -> None:
+    nested = chain(9)
+    plan = run(nested, max_evaluations=20)
+    timed = [p for p in plan.points if p.cost.latency_ms is not None]
+    assert len(nested.extracted) == len(set(nested.extracted)) == len(timed)
+    assert plan.points[0] in timed
+    assert {p.subnet for p in plan.pareto_front(cost="params")} <= {p.subnet for p in timed}
+    nested = chain(9)
+    run(nested, max_evaluations=300)
+    assert len(nested.extracted) <= 26
+
+
+def test_latency_constraints_are_met_by_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    nested = chain(6, size=64, step=1)
+
+    def by_macs(model: nn.Module, args: Any, kwargs: Any) -> float:
+        return nested.estimate([nested.extracted[-1]]).row(0).macs / 1000
+
+    monkeypatch.setattr("tests.fakes.SIM", Target("sim", "macs", 1, by_macs))
+    plan = run(nested, constraints={"latency_ms": 12.0}, max_evaluations=24)
+    best = plan.best(latency_ms=12.0)
+    assert best.cost.latency_ms is not None
+    assert 10.5 < best.cost.latency_ms <= 12.0
+    with pytest.raises(InfeasibleError, match="closest feasible latency_ms is"):
+        run(nested, constraints={"latency_ms": 0.01})
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[str, int, int]] = []
+    plan = run(chain(3), max_evaluations=10, progress=lambda *row: told.append(row))
+    scoring = [done for stage, done, _ in told if stage == "scoring subnets"]
+    assert scoring == list(range(1, len(plan.points) + 1))
+    assert "measuring latency" in {stage for stage, _, _ in told}
+
+
+def test_a_plan_says_how_it_came_about() -> None:
+    nested = chain(2)
+    plan = run(nested, method="random", seed=3)
+    assert (plan.recipe, plan.targets, plan.method, plan.seed) == ("fake", ("sim",), "random", 3)
+    assert (plan.model, plan.scoring, plan.convention) == (None, "evaluate", "torch")
+    assert plan.fingerprint == fingerprint(cast(Any, nested))
+
+
+def test_fingerprints_tell_weights_from_structure() -> None:
+    one, other, wider = chain(2), chain(2), chain(2, size=72)
+    other.weight.data += 1
+    prints = [fingerprint(cast(Any, nested)) for nested in (one, other, wider)]
+    assert prints[0].structure == prints[1].structure != prints[2].structure
+    assert prints[0].weights == prints[2].weights != prints[1].weights
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magic"}, "unknown method 'magic': the methods are greedy, uniform, random"),
+        ({"target": "gpu"}, "unknown target 'gpu'"),
+        ({"target": ()}, "one or more distinct names"),
+        ({"target": ("sim", "sim")}, "one or more distinct names"),
+        ({"max_evaluations": 2}, "at least 3, not 2"),
+        ({"constraints": {"flops": 3}}, "unknown cost 'flops'"),
+        ({"evaluate": lambda model: None}, "must return a number, not None"),
+        ({"evaluate": lambda model: "high"}, "must return a number, not a str"),
+        ({"evaluate": lambda model: math.nan}, "must return a finite number, not nan"),
+    ],
+)
+def test_wrong_usage(options: dict[str, Any], message: str) -> None:
+    nested = chain(2)
+    with pytest.raises(UsageError, match=message):
+        run(nested, **options)
+    assert nested.training
+    assert nested.active == nested.space.largest()
+
+
+def test_an_evaluate_that_fails_shows_its_line() -> None:
+    def broken(model: nn.Module) -> float:
+        return [0.5][3]
+
+    with pytest.raises(CaptureError, match=r"IndexError.*\(test_explore.py:\d+: return \[0.5\]"):
+        run(chain(2), evaluate=broken)
+
+
+def test_nothing_elastic_is_nothing_to_search() -> None:
+    with pytest.raises(UsageError, match="no dim of the model is elastic under 'fake'"):
+        run(FakeNested([], {}))
+
+
+# fidelity ---------------------------------------------------------------------------------------
+
+
+class Sliced(nn.Module):
+    """Outputs follow the active share of one unit."""
+
+    def __init__(self, full: Any) -> None:
+        super().__init__()
+        self.full = full
+        self.space = SearchSpace((Unit("u", "channel", 4),))
+        self.factor = 1.0
+
+    def activate(self, subnet: Any) -> Any:
+        self.factor = subnet["u"] / 4
+        return torch.no_grad()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return {"out": self.full * self.factor, "index": torch.tensor(3)}
+
+
+def scored(model: Sliced, size: int) -> float:
+    evaluate = fidelity(cast(Any, model), (torch.zeros(1),))
+    model.activate({"u": size})
+    return evaluate(model)
+
+
+def test_fidelity_is_one_for_the_full_model_and_half_for_zeros() -> None:
+    assert scored(Sliced(torch.randn(3, 5)), 4) == 1.0
+    assert scored(Sliced(torch.randn(3, 5)), 0) == pytest.approx(0.5)
+    assert scored(Sliced(torch.randn(3, 5)), 2) == pytest.approx(1 / 1.5)
+
+
+def test_fidelity_needs_outputs_to_compare() -> None:
+    with pytest.raises(CaptureError, match="hold no floating-point tensor"):
+        scored(Sliced(_Integer()), 4)
+    with pytest.raises(CaptureError, match="are not finite"):
+        scored(Sliced(torch.tensor([1.0, math.inf])), 4)
+    with pytest.warns(UserWarning, match="all zero"):
+        scored(Sliced(torch.zeros(3)), 4)
+
+
+class _Integer:
+    """Multiplies to an integer tensor."""
+
+    def __mul__(self, factor: float) -> torch.Tensor:
+        return torch.tensor(3)
