@@ -1,0 +1,1 @@
+"""Laws: properties that hold on every model, checked on generated ones."""
