@@ -1,0 +1,186 @@
+"""Bad input: the right exit code, one clear message, no traceback, no file."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import ENV, MODEL, Result, Run, nestify_after
+
+RETURNS_NOTHING = MODEL + (
+    "class Nothing(nn.Module):\n"
+    "    def __init__(self):\n"
+    "        super().__init__()\n"
+    "        self.body = model_before\n"
+    "    def forward(self, x):\n"
+    "        self.body(x)\n"
+    "model_before, model = model, None\n"
+    "model = Nothing()\n"
+)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if "__pycache__" not in str(p)}
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "code", "message"),
+    [
+        (MODEL, ["--recipe", "fn4-channel"], 2, "fn4-channel"),
+        (MODEL, ["--target", "gpu"], 2, "unknown target 'gpu': the targets are cpu"),
+        (MODEL, ["--constraint", "latency=5"], 2, "did you mean 'latency_ms'?"),
+        (MODEL, ["--constraint", "latency_ms"], 2, "is not NAME=NUMBER"),
+        (MODEL, ["--method", "magic"], 2, "the methods are greedy, uniform, random"),
+        (MODEL, ["--out", "model.py"], 2, "--out 'model.py' is a file"),
+        (MODEL, ["--out", "model.py/x"], 2, "is not a writable folder"),
+        ("x = 1\n", [], 2, "model.py defines no 'model'"),
+        ("def model():\n    pass\n", [], 3, "model() returned None"),
+        (RETURNS_NOTHING, [], 3, "returns no"),
+        ("raise ValueError('no data')\n", [], 3, "ValueError: no data (model.py:1: raise"),
+        (MODEL, ["--constraint", "macs=3"], 5, "the closest feasible macs is "),
+        (MODEL + "def evaluate(model):\n    return 'good'\n", [], 2, "not a str"),
+        (MODEL + "def evaluate(model):\n    return {}['a']\n", [], 3, "KeyError: 'a' (model.py:"),
+    ],
+)
+def test_plan_refuses(
+    run: Run, folder: Path, text: str, args: list[str], code: int, message: str
+) -> None:
+    (folder / "model.py").write_text(text)
+    before = files(folder)
+    result = run("plan", "model.py", *args, "--json")
+    assert result.code == code, result.stderr
+    assert message in result.error
+    assert files(folder) == before
+
+
+def test_a_missing_file_is_wrong_usage(run: Run) -> None:
+    for command in ("plan", "inspect", "verify"):
+        result = run(command, "absent.py")
+        assert result.code == 2
+        assert result.error == "error: model file 'absent.py' does not exist"
+
+
+def test_a_failed_export_leaves_nothing(folder: Path) -> None:
+    """The export is the last step: when it fails, neither the folder nor its parents stay."""
+    change = (
+        "import nestify.emit\n"
+        "from nestify.errors import VerificationError\n"
+        "def export(model, path, **options):\n"
+        "    path.write_text('half')\n"
+        "    raise VerificationError('onnxruntime differs')\n"
+        "nestify.emit.export = export\n"
+    )
+    before = files(folder)
+    args = ("plan", "model.py", "--out", "new/deep", "--evaluations", "4")
+    result = nestify_after(folder, change, *args)
+    assert result.code == 4, result.stderr
+    assert result.error == "error: onnxruntime differs"
+    assert files(folder) == before
+
+
+def test_an_interrupt_ends_with_130_and_the_command_to_repeat(folder: Path) -> None:
+    (folder / "model.py").write_text(
+        MODEL + "def evaluate(model):\n    import time; time.sleep(0.2); return 1.0\n"
+    )
+    before = files(folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nestify.cli", "plan", "model.py", "--out", "here"],
+        cwd=folder,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "scoring" in line:
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert "nothing was written" in stderr
+    assert "nestify plan model.py --out here" in stderr
+    assert files(folder) == before
+
+
+def test_debug_shows_the_traceback(run: Run) -> None:
+    result = run("inspect", "absent.py", "--debug")
+    assert result.code == 2
+    assert "Traceback" in result.stderr
+    assert "error: model file 'absent.py' does not exist" in result.stderr
+
+
+def test_an_unexpected_error_is_one_line_too(folder: Path) -> None:
+    change = (
+        "import nestify.sources\n"
+        "def load_source(reference): raise RuntimeError('boom')\n"
+        "nestify.sources.load_source = load_source\n"
+    )
+    result = nestify_after(folder, change, "inspect", "model.py")
+    assert result.code == 1
+    assert result.error == "error: unexpected RuntimeError: boom; --debug shows the traceback"
+
+
+# plans from elsewhere -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (lambda d: d, 5, "the closest feasible macs is "),
+        (lambda d: d | {"version": 7}, 6, "its version is 7"),
+        (lambda d: d | {"extra": 7}, 6, "unknown field 'extra'"),
+        (lambda d: d | {"model": None}, 2, "pass --model"),
+        (lambda d: d | {"model": "../gone.py"}, 2, "does not exist"),
+    ],
+)
+def test_export_refuses(
+    run: Run,
+    folder: Path,
+    planned: tuple[Path, Result],
+    change: object,
+    code: int,
+    message: str,
+) -> None:
+    document = json.loads((planned[0] / "results/tiny/plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(change(document)))  # type: ignore[operator]
+    before = files(folder)
+    bound = "macs=3" if code == 5 else "macs=700"
+    result = run("export", "plan.json", "--constraint", bound, "--out", "slim.onnx")
+    assert result.code == code, result.stderr
+    assert message in result.error
+    assert files(folder) == before
+
+
+def test_export_refuses_a_plan_of_another_model(
+    run: Run, folder: Path, planned: tuple[Path, Result]
+) -> None:
+    (folder / "model.py").write_text(MODEL.replace("32", "40"))
+    plan = planned[0] / "results/tiny/plan.json"
+    result = run("export", plan, "--model", "model.py", "--out", "slim.onnx")
+    assert result.code == 6
+    assert "the plan was made for another model than model.py" in result.error
+    assert not (folder / "slim.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("plan", "out", "message"),
+    [
+        ("absent.json", "slim.onnx", "plan 'absent.json' does not exist"),
+        (".", "slim.onnx", "plan '.' is not a file"),
+        ("model.py", "deep/slim.onnx", "is no writable folder"),
+    ],
+)
+def test_export_needs_a_plan_and_a_place(run: Run, plan: str, out: str, message: str) -> None:
+    result = run("export", plan, "--out", out)
+    assert result.code == 2
+    assert message in result.error

@@ -1,0 +1,169 @@
+"""What the commands do when all is well: files, tables, and one JSON document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+import nestify
+from nestify.plans import Plan
+from tests.cli.conftest import MODEL, Result, Run, nestify_after
+
+
+def test_plan_writes_both_files_and_one_document(planned: tuple[Path, Result]) -> None:
+    folder, result = planned
+    assert result.code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert (document["command"], document["version"]) == ("plan", 1)
+    assert document["scoring"] == "fidelity"
+    assert document["constraints"] == {"macs": 700.0}
+    assert document["plan"] == "results/tiny/plan.json"
+    assert document["onnx"]["path"] == "results/tiny/slim.onnx"
+    assert document["onnx"]["error"] <= document["onnx"]["tolerance"] == 1e-5
+    names = {p.name for p in (folder / "results/tiny").iterdir()}
+    assert names == {"plan.json", "slim.onnx"}
+    assert document["chosen"]["costs"]["cpu"]["macs"] <= 700
+    assert document["chosen"]["costs"]["cpu"]["latency_ms"] > 0
+    assert document["full"]["costs"]["cpu"]["macs"] == 6 * 32 + 32 * 24 + 24 * 4
+    assert len(document["front"]) >= 3
+    assert "a model file may print" in result.stderr
+
+
+def test_the_plan_file_is_what_was_said(planned: tuple[Path, Result]) -> None:
+    folder, result = planned
+    document = json.loads(result.stdout)
+    plan = Plan.load(folder / "results/tiny/plan.json")
+    assert plan.model == "../../model.py"
+    assert len(plan.points) == document["points"] <= 12
+    best = plan.best(macs=700)
+    assert dict(best.subnet.items()) == document["chosen"]["subnet"]
+
+
+def test_the_onnx_file_is_the_chosen_subnet(planned: tuple[Path, Result]) -> None:
+    folder, result = planned
+    chosen = json.loads(result.stdout)["chosen"]["subnet"]
+    session = onnxruntime.InferenceSession(folder / "results/tiny/slim.onnx")
+    scope: dict[str, torch.nn.Module] = {}
+    exec(MODEL, scope)
+    x = torch.randn(5, 6)
+    nested = nestify.transform(scope["model"], "fn3-neuron", example_inputs=(x,)).eval()
+    with nested.activate(nestify.Subnet(chosen)), torch.no_grad():
+        expected = nested(x)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6)
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["nestify.subnet"]) == chosen
+
+
+def test_plan_shows_a_table(run: Run, folder: Path) -> None:
+    result = run("plan", "model.py", "--evaluations", "6")
+    assert result.code == 0, result.stderr
+    assert (folder / "model-plan/plan.json").is_file()
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("Pareto front of score and macs on cpu: ")
+    assert lines[1].startswith("score: fidelity to the full model, 1 / (1 + relative distance")
+    assert lines[3].split() == "size score MACs params latency ms units at".split()
+    starred = [line for line in lines if line.startswith("*")]
+    assert len(starred) == 2, "the exported row, and what the star means"
+    assert "100%" in "".join(lines)
+    assert "equal to torch in onnxruntime" in result.stdout
+    assert "loading model.py" in result.stderr
+
+
+def test_plan_uses_the_evaluate_of_the_file(run: Run, folder: Path) -> None:
+    text = MODEL + (
+        "def evaluate(net):\n"
+        "    print('noise on stdout')\n"
+        "    return float(net(example_inputs[0]).shape[0])\n"
+    )
+    (folder / "model.py").write_text(text)
+    out = ("--json", "--evaluations", "3", "--out", ".", "--method", "uniform")
+    result = run("plan", "model.py", *out)
+    assert result.code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["scoring"] == "evaluate"
+    assert document["full"]["score"] == 8.0
+    assert (folder / "slim.onnx").is_file(), "an existing folder is written into"
+    assert (folder / "model.py").read_text() == text
+
+
+def test_export_from_another_folder(planned: tuple[Path, Result], run: Run, folder: Path) -> None:
+    plan = planned[0] / "results/tiny/plan.json"
+    result = run("export", plan, "--constraint", "params=600", "--out", "slim.onnx", "--json")
+    assert result.code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["weights_as_planned"] is True
+    assert document["chosen"]["costs"]["cpu"]["params"] <= 600
+    assert document["export"]["error"] <= 1e-5
+    assert (folder / "slim.onnx").is_file()
+
+
+def test_export_warns_of_other_weights(
+    planned: tuple[Path, Result], run: Run, folder: Path
+) -> None:
+    (folder / "model.py").write_text(MODEL.replace("manual_seed(3)", "manual_seed(4)"))
+    plan = planned[0] / "results/tiny/plan.json"
+    result = run("export", plan, "--model", "model.py", "--out", "slim/")
+    assert result.code == 0, result.stderr
+    assert "warning: the weights of model.py are not those that were planned" in result.stderr
+    assert "best score at no more than half of the MACs" in result.stdout
+    assert (folder / "slim/model.py").is_file()
+
+
+def test_inspect_shows_dims_blocks_and_reasons(run: Run) -> None:
+    result = run("inspect", "model.py")
+    assert result.code == 0, result.stderr
+    assert "elastic dims: 2, in 99.6% of the parameters and 100.0% of the MACs" in result.stdout
+    assert "0.weight:0, 0.bias:0, 2.weight:1" in result.stdout
+    assert "is a dim of the model's input" in result.stdout
+    assert "droppable blocks: 0" in result.stdout
+
+
+def test_inspect_as_json(run: Run) -> None:
+    document = json.loads(run("inspect", "model.py", "--json").stdout)
+    assert (document["command"], document["version"]) == ("inspect", 1)
+    assert document["coverage"]["macs"] == 1.0
+    assert 0.99 < document["coverage"]["params"] < 1.0, "only the output bias is fixed"
+    group = document["groups"][0]
+    assert (group["kind"], group["size"]) == ("neuron", 32)
+    assert ["0.weight", 0] in group["sites"]
+    assert {dim["size"] for dim in document["fixed"]} == {6, 4}
+    assert all(dim["reason"] for dim in document["fixed"])
+    assert document["blocks"] == []
+
+
+def test_verify_compares_three_forms(run: Run) -> None:
+    document = json.loads(run("verify", "model.py", "--subnets", "1", "--json").stdout)
+    assert (document["command"], document["version"]) == ("verify", 1)
+    largest, drawn = document["subnets"]
+    assert (largest["name"], largest["original"], largest["macs_share"]) == ("largest", 0.0, 1.0)
+    assert drawn["original"] is None
+    assert drawn["macs_share"] < 1
+    assert max(drawn["extracted"], drawn["onnxruntime"]) <= document["tolerance"] == 1e-5
+
+
+def test_verify_in_float64_leaves_onnxruntime_out(run: Run, folder: Path) -> None:
+    (folder / "model.py").write_text(
+        MODEL + "model = model.double()\nexample_inputs = (example_inputs[0].double(),)\n"
+    )
+    result = run("verify", "model.py", "--subnets", "2")
+    assert result.code == 0, result.stderr
+    assert "allowed is 1e-10" in result.stdout
+
+
+def test_verify_fails_where_the_forms_differ(folder: Path) -> None:
+    change = (
+        "from nestify.nested import NestedModel\n"
+        "right = NestedModel.extract\n"
+        "def wrong(self, subnet, **options):\n"
+        "    slim = right(self, subnet, **options)\n"
+        "    next(slim.parameters()).data.mul_(1.01)\n"
+        "    return slim\n"
+        "NestedModel.extract = wrong\n"
+    )
+    result = nestify_after(folder, change, "verify", "model.py", "--subnets", "1", "--json")
+    assert result.code == 4, result.stderr
+    assert "subnet 'largest': the extracted model differs from the nested" in result.error
