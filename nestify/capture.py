@@ -26,6 +26,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from nestify.errors import CaptureError
+from nestify.modes import eval_mode, stochastic_markers
 from nestify.rules import bind_arguments, op_name, shape_of
 
 Inputs = tuple[Any, ...]
@@ -72,9 +73,11 @@ def capture(
     kwargs = dict(example_kwargs or {})
     flat, _ = pytree.tree_flatten((example_inputs, kwargs))
     if not any(isinstance(leaf, torch.Tensor) for leaf in flat):
-        raise CaptureError("the example inputs hold no tensor; pass example_inputs=(x, ...) with at least one")
+        raise CaptureError(
+            "the example inputs hold no tensor; pass example_inputs=(x, ...) with at least one"
+        )
     args, kwargs, tiled = _tile_batch(example_inputs, kwargs)
-    with _eval_mode(model), _stochastic_markers(model):
+    with eval_mode(model), stochastic_markers(model):
         try:
             program = _export(model, args, kwargs)
         except CaptureError:
@@ -130,7 +133,10 @@ def _explain(model: nn.Module, error: Exception) -> str:
 
 
 def _is_library(filename: str) -> bool:
-    return bool(re.search(r"[/\\](site-packages[/\\]torch|nestify)[/\\]", filename)) or filename[:1] == "<"
+    return (
+        bool(re.search(r"[/\\](site-packages[/\\]torch|nestify)[/\\]", filename))
+        or filename[:1] == "<"
+    )
 
 
 def source_line(node: fx.Node) -> str:
@@ -164,66 +170,6 @@ def _tile_batch(args: Inputs, kwargs: dict[str, Any]) -> tuple[Inputs, dict[str,
     return args, kwargs, True
 
 
-# --- modes --------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _register_marker() -> None:
-    if hasattr(torch.ops.nestify, "stochastic"):
-        return
-
-    @torch.library.custom_op("nestify::stochastic", mutates_args=())
-    def stochastic(x: torch.Tensor, path: str) -> torch.Tensor:
-        return x.clone()
-
-    stochastic.register_fake(lambda x, path: torch.empty_like(x))
-
-
-def _is_stochastic(module: nn.Module) -> bool:
-    """A leaf without state whose forward asks for the mode: it may act in training alone."""
-    code = getattr(type(module).forward, "__code__", None)
-    stateless = not (module._parameters or module._buffers or module._modules)
-    return stateless and code is not None and "training" in code.co_names
-
-
-@contextlib.contextmanager
-def _stochastic_markers(model: nn.Module) -> Iterator[None]:
-    """Let modules that are the identity in eval but not in training leave a marker in the graph."""
-    _register_marker()
-    patched: list[nn.Module] = []
-
-    def patch(path: str, module: nn.Module) -> None:
-        original = module.forward
-
-        def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
-            out = original(x, *args, **kwargs)
-            if out is x and isinstance(x, torch.Tensor) and not args and not kwargs:
-                return torch.ops.nestify.stochastic(x, path)
-            return out
-
-        module.forward = forward
-        patched.append(module)
-
-    try:
-        for path, module in model.named_modules():
-            if path and _is_stochastic(module):
-                patch(path, module)
-        yield
-    finally:
-        for module in patched:
-            del module.forward
-
-
 # --- graph --------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +186,9 @@ def _aliases(model: nn.Module) -> dict[str, str]:
 class _Builder:
     """Copies an exported program into a graph of get_attr and call_function nodes."""
 
-    def __init__(self, model: nn.Module, program: Any, args: Inputs, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, program: Any, args: Inputs, kwargs: dict[str, Any]
+    ) -> None:
         self.model, self.program, self.args, self.kwargs = model, program, args, kwargs
         self.graph = fx.Graph()
         self.aliases = _aliases(model)
@@ -261,7 +209,11 @@ class _Builder:
         _drop_unused(self.graph)
         flat, _ = pytree.tree_flatten((self.args, self.kwargs))
         size = _batch_size(flat)
-        batched = {n.name for n, leaf in zip(self.user_inputs, flat, strict=True) if _is_batched(leaf, size)}
+        batched = {
+            n.name
+            for n, leaf in zip(self.user_inputs, flat, strict=True)
+            if _is_batched(leaf, size)
+        }
         spec = self.program.call_spec
         return Capture(
             self.model,
@@ -326,14 +278,14 @@ class _Builder:
     def note(self, made: fx.Node, node: fx.Node) -> None:
         stack = node.meta.get("nn_module_stack") or {}
         path = next(reversed(stack.values()))[0] if stack else ""
-        made.meta.update(
-            val=node.meta["val"], path=path, stack_trace=node.meta.get("stack_trace")
-        )
+        made.meta.update(val=node.meta["val"], path=path, stack_trace=node.meta.get("stack_trace"))
         self.new[node] = made
 
     def inline(self, node: fx.Node) -> None:
         """Copy the body of a ``no_grad`` or ``autocast(enabled=False)`` block; detach what leaves it."""
-        name = node.target.name() if callable(getattr(node.target, "name", None)) else str(node.target)
+        name = (
+            node.target.name() if callable(getattr(node.target, "name", None)) else str(node.target)
+        )
         bodies = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
         known = name in ("wrap_with_set_grad_enabled", "wrap_with_autocast")
         if not known or not bodies or (name == "wrap_with_autocast" and node.args[2] is not False):
@@ -349,7 +301,9 @@ class _Builder:
                 operand = next(operands)
                 self.new[inner] = self.new[operand] if isinstance(operand, fx.Node) else operand
             elif inner.op == "output":
-                flat = inner.args[0] if isinstance(inner.args[0], list | tuple) else (inner.args[0],)
+                flat = (
+                    inner.args[0] if isinstance(inner.args[0], list | tuple) else (inner.args[0],)
+                )
                 self.new[node] = tuple(self.leave(v, detach) for v in flat)
             else:
                 self.call(inner)

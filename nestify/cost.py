@@ -99,7 +99,12 @@ class Pricing:
             if source.op == "get_attr"
         }
         self.tensors = [
-            (graph.tensor_dims[name], tensor.element_size(), isinstance(tensor, torch.nn.Parameter), name in norm_tensors)
+            (
+                graph.tensor_dims[name],
+                tensor.element_size(),
+                isinstance(tensor, torch.nn.Parameter),
+                name in norm_tensors,
+            )
             for name, tensor in graph.capture.tensors.items()
         ]
         self.storages = _storages(graph)
@@ -112,7 +117,9 @@ class Pricing:
         """
         rule = CONVENTIONS.get(convention)
         if rule is None:
-            raise UsageError(f"unknown convention {convention!r}; choose from {', '.join(CONVENTIONS)}")
+            raise UsageError(
+                f"unknown convention {convention!r}; choose from {', '.join(CONVENTIONS)}"
+            )
         at: dict[Dim, Any] = dict(sizes)
         if self.graph.batch is not None:
             at[self.graph.batch] = 1
@@ -120,7 +127,11 @@ class Pricing:
         if rule.bias_macs:
             macs += _total((_volume(dims, at) for dims in self.biases), count)
         params = _total(
-            (_volume(d, at) for d, _, is_param, is_norm in self.tensors if is_param and (rule.norm_params or not is_norm)),
+            (
+                _volume(d, at)
+                for d, _, is_param, is_norm in self.tensors
+                if is_param and (rule.norm_params or not is_norm)
+            ),
             count,
         )
         size = _total((_volume(dims, at) * width for dims, width, _, _ in self.tensors), count)

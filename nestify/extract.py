@@ -18,19 +18,15 @@ from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from nestify.dims import Const, Dim, Expr, Product, dims_of, resolve
-from nestify.errors import VerificationError
 from nestify.groups import Graph
 from nestify.modules import MODULES, build_module
 from nestify.rules import bind_arguments, op_name
 from nestify.slicing import Keep
+from nestify.trees import place_module, put_tensor, submodule
 
-__all__ = ["as_original_class", "emit", "relative_error"]
+__all__ = ["emit"]
 
 _VIEWS = ("view", "reshape", "_unsafe_view", "unflatten")
-_SIZES = (
-    "in_channels out_channels groups in_features out_features num_features normalized_shape num_channels "
-    "num_groups num_embeddings embedding_dim num_parameters embed_dim"
-).split()
 
 
 def emit(graph: Graph, tensors: Mapping[str, torch.Tensor], keep: Keep) -> fx.GraphModule:
@@ -87,7 +83,7 @@ class _Emitter:
         if node.op != "get_attr":
             return self.new[node]
         name = str(node.target)
-        _put(self.root, name, self.tensor(name))
+        put_tensor(self.root, name, self.tensor(name))
         return self.graph.get_attr(name)
 
     # --- calls --------------------------------------------------------------------------------------------
@@ -124,8 +120,12 @@ class _Emitter:
             return self.batch_size()
         if isinstance(expr, Dim | Const):
             return self.keep.size(expr)
-        parts = [self.symbolic(p) for p in (expr.factors if isinstance(expr, Product) else expr.parts)]
-        join: Callable[[Any, Any], Any] = operator.mul if isinstance(expr, Product) else operator.add
+        parts = [
+            self.symbolic(p) for p in (expr.factors if isinstance(expr, Product) else expr.parts)
+        ]
+        join: Callable[[Any, Any], Any] = (
+            operator.mul if isinstance(expr, Product) else operator.add
+        )
         total = parts[0]
         for part in parts[1:]:
             known = isinstance(total, int) and isinstance(part, int)
@@ -148,9 +148,15 @@ class _Emitter:
         if literals:
             bound = self.arguments(node)
             names = list(bound)
-            args = tuple(bound[name] if name in literals else a for name, a in zip(names, args, strict=False))
+            args = tuple(
+                bound[name] if name in literals else a for name, a in zip(names, args, strict=False)
+            )
             given = names[: len(args)]
-            kwargs |= {n: bound[n] for n in literals if n not in given and (n in kwargs or _changed(node, n, bound))}
+            kwargs |= {
+                n: bound[n]
+                for n in literals
+                if n not in given and (n in kwargs or _changed(node, n, bound))
+            }
         args = fx.map_arg(args, lambda n: self.read(n) if n in self.source.dims else n)
         kwargs = fx.map_arg(kwargs, lambda n: self.read(n) if n in self.source.dims else n)
         return self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
@@ -163,27 +169,33 @@ class _Emitter:
         bound = self.arguments(node)
         own = {name: bound[name] for name in entry[1]}
         activation = bound[entry[0]]
-        if activation.op == "get_attr" or any(t is not None and t.op != "get_attr" for t in own.values()):
+        if activation.op == "get_attr" or any(
+            t is not None and t.op != "get_attr" for t in own.values()
+        ):
             return None
         path = self.module_path(node, own)
         if path is None:
             return None
         tensors = {n: None if t is None else self.tensor(str(t.target)) for n, t in own.items()}
-        momentum = getattr(_submodule(self.captured.model, path), "momentum", None)
+        momentum = getattr(submodule(self.captured.model, path), "momentum", None)
         if "momentum" in bound:
             bound["momentum"] = momentum
         rank = len(self.source.dims[activation])
         module = build_module(node.target, bound, tensors, rank)
         if module is None or self.placed.setdefault(path, repr(module)) != repr(module):
             return None
-        if not isinstance(_submodule(self.root, path), type(module)):
+        if not isinstance(submodule(self.root, path), type(module)):
             self.fill(module, path, tensors)
         return self.graph.call_module(path, (self.read(activation),))
 
     def module_path(self, node: fx.Node, own: Mapping[str, fx.Node | None]) -> str | None:
         """The module whose tensors these are: the one that made the call, else any that holds them all."""
         held = [
-            {alias[: -len(arg) - 1] for alias in self.aliases.get(str(t.target), ()) if alias.endswith(f".{arg}")}
+            {
+                alias[: -len(arg) - 1]
+                for alias in self.aliases.get(str(t.target), ())
+                if alias.endswith(f".{arg}")
+            }
             for arg, t in own.items()
             if t is not None
         ]
@@ -192,33 +204,37 @@ class _Emitter:
         own_path = str(node.meta["path"])
         return own_path if own_path in paths else min(paths, default=None)
 
-    def fill(self, module: nn.Module, path: str, tensors: Mapping[str, torch.Tensor | None]) -> None:
+    def fill(
+        self, module: nn.Module, path: str, tensors: Mapping[str, torch.Tensor | None]
+    ) -> None:
         for name, tensor in tensors.items():
             if tensor is not None:
-                _put(module, name, tensor)
+                put_tensor(module, name, tensor)
         if getattr(module, "num_batches_tracked", None) is not None:
-            original = _submodule(self.captured.model, path)
+            original = submodule(self.captured.model, path)
             counted = self.tensors.get(f"{path}.num_batches_tracked")
             counted = getattr(original, "num_batches_tracked", None) if counted is None else counted
-            module.num_batches_tracked = torch.tensor(0) if counted is None else counted.detach().clone()
-        _place(self.root, path, module)
+            module.num_batches_tracked = (
+                torch.tensor(0) if counted is None else counted.detach().clone()
+            )
+        place_module(self.root, path, module)
 
     def dropout(self, node: fx.Node) -> fx.Node:
         path = str(node.meta["path"])
-        original = _submodule(self.captured.model, path)
+        original = submodule(self.captured.model, path)
         if not isinstance(original, nn.Dropout):
             path = f"{path}.{node.name}".lstrip(".")  # F.dropout inside a larger module
         source, p, _ = node.args
         assert isinstance(source, fx.Node) and isinstance(p, float)
-        if not isinstance(_submodule(self.root, path), nn.Dropout):
-            _place(self.root, path, nn.Dropout(p))
+        if not isinstance(submodule(self.root, path), nn.Dropout):
+            place_module(self.root, path, nn.Dropout(p))
         return self.graph.call_module(path, (self.read(source),))
 
     def original_module(self, node: fx.Node, path: str) -> fx.Node:
-        original = _submodule(self.captured.model, path)
+        original = submodule(self.captured.model, path)
         assert original is not None and isinstance(node.args[0], fx.Node)
-        if type(_submodule(self.root, path)) is not type(original):
-            _place(self.root, path, copy.deepcopy(original))
+        if type(submodule(self.root, path)) is not type(original):
+            place_module(self.root, path, copy.deepcopy(original))
         return self.graph.call_module(path, (self.read(node.args[0]),))
 
     # --- output -------------------------------------------------------------------------------------------
@@ -234,7 +250,9 @@ class _Emitter:
         elif plain_in and out_spec.type is tuple and all(c.is_leaf() for c in out_spec.children()):
             self.graph.output(tuple(values))
         else:
-            names = _argument_names(captured.model, args_spec.num_children, list(kwargs_spec.context or ()))
+            names = _argument_names(
+                captured.model, args_spec.num_children, list(kwargs_spec.context or ())
+            )
             self.graph.output(tuple(values))
             self.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, captured.in_spec, out_spec)))
 
@@ -256,112 +274,3 @@ def _argument_names(model: nn.Module, positional: int, keywords: list[str]) -> l
     ]
     names += [f"arg_{i}" for i in range(len(names), positional)]
     return [*names[:positional], *keywords]
-
-
-# --- module trees -------------------------------------------------------------------------------------------
-
-
-def _submodule(root: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _container(root: nn.Module, path: str) -> nn.Module:
-    for part in path.split(".") if path else ():
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    return root
-
-
-def _put(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Register a parameter or buffer under its dotted name."""
-    path, _, leaf = name.rpartition(".")
-    owner = _container(root, path)
-    if isinstance(tensor, nn.Parameter):
-        owner.register_parameter(leaf, tensor)
-    elif leaf in owner._buffers:
-        owner._buffers[leaf] = tensor
-    else:
-        owner.register_buffer(leaf, tensor)
-
-
-def _place(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Set ``module`` at ``path``; what a plain container already held there moves into it."""
-    parent, _, leaf = path.rpartition(".")
-    owner = _container(root, parent)
-    old = owner._modules.get(leaf)
-    if old is not None:
-        for name, child in old.named_children():
-            module.add_module(name, child)
-        for name, tensor in [*old._parameters.items(), *old._buffers.items()]:
-            if tensor is not None and not hasattr(module, name):
-                _put(module, name, tensor)
-    owner.add_module(leaf, module)
-
-
-# --- the original class -------------------------------------------------------------------------------------
-
-
-def as_original_class(original: nn.Module, slim: fx.GraphModule, args: Any, kwargs: Any) -> nn.Module:
-    """Put the sliced tensors into a copy of the user's own class, and prove that it computes the same.
-
-    Raises:
-        VerificationError: the class cannot hold them: its forward spells a size itself (a reshape by a
-            literal or by an attribute such as ``num_heads``), or a tensor is not where the class reads it.
-    """
-    copied = copy.deepcopy(original).eval()
-    state = dict(slim.named_parameters(remove_duplicate=False)) | dict(slim.named_buffers(remove_duplicate=False))
-    for path, module in copied.named_modules():
-        counterpart = _submodule(slim, path)
-        for attribute in _SIZES:
-            if counterpart is not None and hasattr(module, attribute) and hasattr(counterpart, attribute):
-                setattr(module, attribute, getattr(counterpart, attribute))
-    for alias, tensor in state.items():
-        path, _, leaf = alias.rpartition(".")
-        owner = _submodule(copied, path)
-        if owner is not None and (leaf in owner._parameters or leaf in owner._buffers):
-            _put(owner, leaf, tensor.detach().clone() if not isinstance(tensor, nn.Parameter) else tensor)
-    name = type(original).__name__
-    try:
-        with torch.no_grad():
-            error = relative_error(slim(*args, **kwargs), copied(*args, **kwargs))
-    except Exception as problem:  # the user's own forward, whatever it raises
-        raise VerificationError(
-            f"{name} cannot hold this subnet: its forward fails on the sliced tensors "
-            f"({type(problem).__name__}: {problem}); use the GraphModule that extract returns"
-        ) from problem
-    if error > 1e-5:
-        raise VerificationError(
-            f"{name} cannot hold this subnet: with the sliced tensors its output differs by {error:.1e} "
-            "relative, so its forward depends on a size that changed; use the GraphModule that extract returns"
-        )
-    return copied
-
-
-def relative_error(a: Any, b: Any) -> float:
-    """Largest difference between two equal pytrees of tensors, relative to the largest value of ``a``.
-
-    >>> relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
-    0.25
-    """
-    from torch.utils import _pytree as pytree
-
-    worst = 0.0
-    left, right = (pytree.tree_leaves(x) for x in (a, b))
-    if len(left) != len(right):
-        return float("inf")
-    for x, y in zip(left, right, strict=True):
-        if not isinstance(x, torch.Tensor):
-            continue
-        if x.shape != y.shape:
-            return float("inf")
-        if x.numel() == 0:
-            continue
-        x, y = x.detach().double(), y.detach().double()
-        scale = max(float(x.abs().max()), 1e-30)
-        error = float((x - y).abs().max()) / scale
-        worst = max(worst, error if error == error else float("inf"))
-    return worst

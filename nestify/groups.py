@@ -88,7 +88,8 @@ class Graph:
         self.dims: dict[fx.Node, Any] = {}
         self.calls: dict[fx.Node, Call] = {}
         self.tensor_dims: dict[str, Dims] = {
-            name: tuple(new_dim(int(n)) for n in tensor.shape) for name, tensor in captured.tensors.items()
+            name: tuple(new_dim(int(n)) for n in tensor.shape)
+            for name, tensor in captured.tensors.items()
         }
         self.unknown_ops: dict[str, str] = {}
         self.units: tuple[Unit, ...] = ()
@@ -114,7 +115,13 @@ class Graph:
                     sites.setdefault(dim, []).append(Site(name, position))
         names = _Names(self.capture.tensors)
         return tuple(
-            DimGroup(names.give(dim, where), dim.size, _kind(dim, where, self.capture.tensors), tuple(where), dim)
+            DimGroup(
+                names.give(dim, where),
+                dim.size,
+                _kind(dim, where, self.capture.tensors),
+                tuple(where),
+                dim,
+            )
             for dim, where in sites.items()
         )
 
@@ -149,7 +156,9 @@ class Graph:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """Residual blocks that may be dropped, found with dominators."""
-        from nestify.blocks import find_blocks  # imports networkx: 0.15 s that analysis alone need not pay
+        from nestify.blocks import (
+            find_blocks,
+        )  # imports networkx: 0.15 s that analysis alone need not pay
 
         return tuple(Block(*names) for names in find_blocks(self.capture.graph))
 
@@ -161,7 +170,9 @@ class Graph:
         """
         twice = {u.name for u in self.units} & {u.name for u in units}
         if twice:
-            raise UsageError(f"two passes of the recipe choose {', '.join(sorted(twice))}; drop one of them")
+            raise UsageError(
+                f"two passes of the recipe choose {', '.join(sorted(twice))}; drop one of them"
+            )
         chosen = copy.copy(self)
         chosen.units = (*self.units, *units)
         return chosen
@@ -235,14 +246,17 @@ def _give_up(call: Call, node: fx.Node, graph: Graph, problem: str) -> Call:
     why = fresh.why(problem)
     for source in fresh.tensors():
         dims = graph.dims[source]
-        for expr in dims if not dims or not isinstance(dims[0], tuple) else [e for d in dims for e in d]:
+        for expr in (
+            dims if not dims or not isinstance(dims[0], tuple) else [e for d in dims for e in d]
+        ):
             fix(expr, why)
     val = node.meta["val"]
     if isinstance(val, torch.Tensor):
         fresh.out = tuple(Const(int(n), why) for n in val.shape)
     elif isinstance(val, list | tuple):
         fresh.out = tuple(
-            tuple(Const(int(n), why) for n in v.shape) if isinstance(v, torch.Tensor) else () for v in val
+            tuple(Const(int(n), why) for n in v.shape) if isinstance(v, torch.Tensor) else ()
+            for v in val
         )
     else:
         fresh.out = ()
@@ -254,7 +268,12 @@ def _fix_outputs(graph: Graph, node: fx.Node) -> None:
         for expr in graph.dims[source]:
             for dim in list(dims_of(expr)):
                 if not dim.batch:
-                    fix(dim, Reason(source.name, op_name(source.target), "is a dim of the model's output"))
+                    fix(
+                        dim,
+                        Reason(
+                            source.name, op_name(source.target), "is a dim of the model's output"
+                        ),
+                    )
 
 
 def _fix_batch_in_tensors(graph: Graph) -> None:

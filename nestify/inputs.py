@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nestify.errors import CaptureError
+from nestify.modes import eval_mode
 
 __all__ = ["infer_inputs"]
 
@@ -26,21 +27,15 @@ def infer_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
         CaptureError: none of them ran; the message says what was tried.
     """
     tried: list[str] = []
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with eval_mode(model), torch.no_grad():
         for label, args, kwargs in _candidates(model):
             try:
-                with torch.no_grad():
-                    model(*args, **kwargs)
+                model(*args, **kwargs)
             except Exception as error:  # the user's forward may raise anything on a wrong guess
                 first = (str(error).strip().splitlines() or [""])[0]
                 tried.append(f"{label} ({type(error).__name__}: {first[:80]})")
                 continue
             return args, kwargs
-    finally:
-        for module, mode in modes:
-            module.training = mode
     listed = "; ".join(tried) or "nothing (the model has no convolution, linear or embedding layer)"
     raise CaptureError(
         f"no example inputs fit {type(model).__name__}. Tried: {listed}. "
@@ -78,7 +73,9 @@ def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
         yield (1, _TOKENS, module.in_features)
 
 
-def _tensor(shape: tuple[int, ...], like: torch.Tensor, source: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+def _tensor(
+    shape: tuple[int, ...], like: torch.Tensor, source: str
+) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     dtype = like.dtype if like.is_floating_point() else torch.float32
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(device=like.device, dtype=dtype)

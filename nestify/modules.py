@@ -42,7 +42,9 @@ def _conv(transposed: bool) -> Builder:
         spatial = len(shape) - 2
 
         def spread(value: Any) -> Any:  # the exporter may spell one number for all dims
-            return tuple(value) * (spatial // len(value)) if isinstance(value, list | tuple) else value
+            return (
+                tuple(value) * (spatial // len(value)) if isinstance(value, list | tuple) else value
+            )
 
         return classes[spatial](
             wide["in"],
@@ -61,7 +63,9 @@ def _linear(args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
     weight = tensors["weight"]
     if weight is None or weight.ndim != 2:
         return None
-    return nn.Linear(weight.shape[1], weight.shape[0], bias=tensors["bias"] is not None, device=_META)
+    return nn.Linear(
+        weight.shape[1], weight.shape[0], bias=tensors["bias"] is not None, device=_META
+    )
 
 
 def _affine(tensors: Tensors) -> bool | None:
@@ -77,7 +81,12 @@ def _batch_norm(args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
         return None
     norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[rank]
     return norm(
-        len(source), args["eps"], args["momentum"], affine=affine, track_running_stats=tracks, device=_META
+        len(source),
+        args["eps"],
+        args["momentum"],
+        affine=affine,
+        track_running_stats=tracks,
+        device=_META,
     )
 
 
@@ -88,7 +97,12 @@ def _instance_norm(args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
         return None
     norm = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}[rank]
     return norm(
-        len(source), args["eps"], args["momentum"], affine=affine, track_running_stats=tracks, device=_META
+        len(source),
+        args["eps"],
+        args["momentum"],
+        affine=affine,
+        track_running_stats=tracks,
+        device=_META,
     )
 
 

@@ -11,42 +11,30 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from nestify.calibration import reestimate_batch_norm
 from nestify.capture import copy_tensors
+from nestify.compare import relative_error
 from nestify.cost import Costs, Pricing
 from nestify.errors import UsageError, VerificationError
-from nestify.extract import as_original_class, emit, relative_error
+from nestify.extract import emit
 from nestify.groups import DimGroup, Graph
-from nestify.rules import bind_arguments, op_name
+from nestify.modes import eval_mode
+from nestify.original import as_original_class
+from nestify.program import Program, Step
 from nestify.slicing import Keep, check_positions
 from nestify.space import SearchSpace, Subnet, Unit
+from nestify.trees import get_tensor, put_tensor
 
 __all__ = ["NestedModel"]
 
 _CACHE = 64
-
-
-class _Slot(NamedTuple):
-    index: int
-
-
-class _Step(NamedTuple):
-    """One call: the node, what runs, arguments with slots, and the slots that are free afterwards."""
-
-    node: fx.Node
-    run: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    frees: tuple[int, ...]
 
 
 class NestedModel(nn.Module):
@@ -78,8 +66,8 @@ class NestedModel(nn.Module):
         self.space = SearchSpace(tuple(units))
         self._groups = {group.name: group for group in graph.groups}
         self._active: Subnet | None = None
-        self._programs: OrderedDict[tuple[Subnet, int], list[_Step]] = OrderedDict()
-        self._program = _Program(graph)
+        self._programs: OrderedDict[tuple[Subnet, int], list[Step]] = OrderedDict()
+        self._program = Program(graph)
         self.train(captured.model.training)
 
     @property
@@ -104,7 +92,7 @@ class NestedModel(nn.Module):
         values = self._program.run(self, steps, flat)
         return pytree.tree_unflatten(values, captured.out_spec)
 
-    def _bind(self, subnet: Subnet, batch: int) -> list[_Step]:
+    def _bind(self, subnet: Subnet, batch: int) -> list[Step]:
         key = (subnet, batch)
         if key not in self._programs:
             self._programs[key] = self._program.bind(self.keep(subnet), batch)
@@ -134,7 +122,9 @@ class NestedModel(nn.Module):
         """What ``subnet`` keeps of every Dim: sizes keep first positions, index sets those positions."""
         counts = {name: size for name, size in subnet.items() if isinstance(size, int)}
         if len(counts) == len(subnet):
-            return Keep({self._groups[name].dim: size for name, size in self.space.complete(counts).items()})
+            return Keep(
+                {self._groups[name].dim: size for name, size in self.space.complete(counts).items()}
+            )
         picks = {n: p for n, p in subnet.items() if n not in counts}
         groups = self._groups
         for name in subnet:
@@ -179,7 +169,7 @@ class NestedModel(nn.Module):
         tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
         if any(t.is_meta for t in (*tensors, *self.parameters())):
             return
-        with _evaluating(self), torch.no_grad():
+        with eval_mode(self), torch.no_grad():
             steps = self._program.bind(keep, self._program.batch_size(flat))
             mine = self._program.run(self, steps, flat)
             theirs = pytree.tree_leaves(slim(*self.example_inputs, **self.example_kwargs))
@@ -194,14 +184,19 @@ class NestedModel(nn.Module):
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor the graph reads, under the graph's names."""
         for name in self.graph.tensor_dims:
-            yield name, _get(self, name)
+            yield name, get_tensor(self, name)
 
     def estimate(
-        self, subnets: Sequence[Mapping[str, int]], target: str | None = None, convention: str = "torch"
+        self,
+        subnets: Sequence[Mapping[str, int]],
+        target: str | None = None,
+        convention: str = "torch",
     ) -> Costs:
         """Costs of many subnets at once, as NumPy columns; ``target`` adds measured ``latency_ms``."""
         columns = {
-            self._groups[unit.name].dim: np.array([s.get(unit.name, unit.size) for s in subnets], dtype=np.int64)
+            self._groups[unit.name].dim: np.array(
+                [s.get(unit.name, unit.size) for s in subnets], dtype=np.int64
+            )
             for unit in self.space.units
         }
         for subnet in subnets:
@@ -212,7 +207,9 @@ class NestedModel(nn.Module):
         from nestify.targets import load_target
 
         device = load_target(target)
-        latency = [device.measure(self.extract(s, verify=False), self.example_inputs) for s in subnets]
+        latency = [
+            device.measure(self.extract(s, verify=False), self.example_inputs) for s in subnets
+        ]
         return costs._replace(latency_ms=np.array(latency))
 
     @property
@@ -250,26 +247,10 @@ def _original(nested: NestedModel, slim: fx.GraphModule) -> nn.Module:
     return as_original_class(original, slim, nested.example_inputs, nested.example_kwargs)
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _in_range(group: DimGroup, size: int) -> int:
     if not 1 <= size <= group.size:
         raise UsageError(f"size {size} of group {group.name!r} is out of range 1..{group.size}")
     return size
-
-
-def _get(root: nn.Module, name: str) -> torch.Tensor:
-    path, _, leaf = name.rpartition(".")
-    return getattr(root.get_submodule(path), leaf)
 
 
 def _adopt(
@@ -280,141 +261,21 @@ def _adopt(
     original: nn.Module,
 ) -> None:
     """Give ``root`` every tensor of the original under every name it had, tied ones tied."""
-    from nestify.extract import _put
-
-    made = dict(full.named_parameters(remove_duplicate=False)) | dict(full.named_buffers(remove_duplicate=False))
+    made = dict(full.named_parameters(remove_duplicate=False)) | dict(
+        full.named_buffers(remove_duplicate=False)
+    )
     rest = dict(original.named_parameters(remove_duplicate=False))
     rest |= dict(original.named_buffers(remove_duplicate=False))
-    fresh = copy_tensors({n: t for n, t in rest.items() if n not in made and aliases.get(n, n) not in made})
+    fresh = copy_tensors(
+        {n: t for n, t in rest.items() if n not in made and aliases.get(n, n) not in made}
+    )
     known = {aliases.get(name, name): tensor for name, tensor in made.items()}
     for name in (*tensors, *rest):
         canonical = aliases.get(name, name)
         tensor = known.setdefault(canonical, fresh.get(name, tensors.get(canonical)))  # type: ignore[arg-type]
         try:
-            present = _get(root, name)
+            present = get_tensor(root, name)
         except AttributeError:
             present = None
         if present is not tensor:
-            _put(root, name, tensor)
-
-
-# --- the program --------------------------------------------------------------------------------------------
-
-
-class _Program:
-    """The captured graph as a flat list of steps; binding a subnet fills in its literals and slices."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.slots = {node: i for i, node in enumerate(graph.nodes)}
-        self.inputs = [n for n in graph.nodes if n.op == "placeholder"]
-        self.attrs = [n for n in graph.nodes if n.op == "get_attr"]
-        self.calls = [n for n in graph.nodes if n.op == "call_function"]
-        self.modules = {path for path, _ in graph.capture.model.named_modules()}
-        self.output = next(n for n in graph.nodes if n.op == "output")
-        last: dict[fx.Node, fx.Node] = {}
-        for node in graph.nodes:
-            for source in node.all_input_nodes:
-                last[source] = node
-        frees: dict[fx.Node, list[int]] = {}
-        for source, node in last.items():
-            frees.setdefault(node, []).append(self.slots[source])
-        self.steps = [self._step(node, tuple(frees.get(node, ()))) for node in self.calls]
-        self.elastic = [i for i, node in enumerate(self.calls) if graph.calls[node].literals]
-        self.batched = next((i for i, n in enumerate(self.inputs) if n.name in graph.capture.batched), None)
-        self.values = fx.map_arg(self.output.args[0], lambda n: _Slot(self.slots[n]))
-
-    def batch_size(self, flat: Sequence[Any]) -> int:
-        return 0 if self.batched is None else int(flat[self.batched].shape[0])
-
-    def _step(self, node: fx.Node, frees: tuple[int, ...]) -> _Step:
-        name = op_name(node.target)
-        args = fx.map_arg(node.args, lambda n: _Slot(self.slots[n]))
-        kwargs = fx.map_arg(dict(node.kwargs), lambda n: _Slot(self.slots[n]))
-        run = {"batch_norm": _batch_norm, "dropout": _dropout, "nestify::stochastic": _stochastic}.get(name)
-        return _Step(node, run, args, kwargs, frees)
-
-    def bind(self, keep: Keep, batch: int) -> list[_Step]:
-        if self.graph.batch is not None:
-            keep.sizes[self.graph.batch] = batch
-        steps = list(self.steps)
-        for i in self.elastic:
-            steps[i] = self._respell(steps[i], keep)
-        plans = [self.graph.tensor_dims[str(node.target)] for node in self.attrs]
-        for dims in plans:
-            keep.plan(dims)
-        return [_Step(self.output, keep, (), {}, ()), *steps]
-
-    def _respell(self, step: _Step, keep: Keep) -> _Step:
-        literals = self.graph.calls[step.node].literals
-        names = list(bind_arguments(step.node))
-        args, kwargs = list(step.args), dict(step.kwargs)
-        for name, expr in literals.items():
-            at = names.index(name)
-            if at < len(args):
-                args[at] = keep.literal(args[at], expr)
-            elif name in kwargs:
-                kwargs[name] = keep.literal(kwargs[name], expr)
-            else:
-                default = bind_arguments(step.node)[name]
-                if default is not None:
-                    kwargs[name] = keep.literal(default, expr)
-        return step._replace(args=tuple(args), kwargs=kwargs)
-
-    def run(self, root: nn.Module, steps: Sequence[_Step], flat: Sequence[Any]) -> list[Any]:
-        keep: Keep = steps[0].run
-        env: list[Any] = [None] * len(self.slots)
-        for node, value in zip(self.inputs, flat, strict=True):
-            env[self.slots[node]] = value
-        for node in self.attrs:
-            name = str(node.target)
-            env[self.slots[node]] = keep.slice(_get(root, name), self.graph.tensor_dims[name])
-        for step in steps[1:]:
-            args = [_fill(arg, env) for arg in step.args]
-            kwargs = {name: _fill(arg, env) for name, arg in step.kwargs.items()}
-            slot = self.slots[step.node]
-            if step.run is None:
-                env[slot] = step.node.target(*args, **kwargs)  # type: ignore[operator]
-            else:
-                env[slot] = step.run(self, root, step.node, keep, args)
-            for index in step.frees:
-                env[index] = None
-        return [_fill(value, env) for value in self.values]
-
-
-def _fill(arg: Any, env: list[Any]) -> Any:
-    if arg.__class__ is _Slot:
-        return env[arg.index]
-    if isinstance(arg, list | tuple) and not isinstance(arg, torch.Size):
-        return [_fill(item, env) for item in arg]
-    return arg
-
-
-def _batch_norm(program: _Program, root: nn.Module, node: fx.Node, keep: Keep, args: list[Any]) -> torch.Tensor:
-    """BatchNorm in the mode of its module; statistics of a subnet are written to its prefix."""
-    x, weight, bias, mean, var, training, momentum, eps, _ = args
-    module = root.get_submodule(str(node.meta["path"])) if node.meta["path"] else root
-    if not (module.training and mean is not None):
-        return F.batch_norm(x, mean, var, weight, bias, bool(training), momentum, eps)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        momentum = module.momentum
-        if module.num_batches_tracked is not None:
-            module.num_batches_tracked.add_(1)
-            momentum = 1.0 / float(module.num_batches_tracked) if momentum is None else momentum
-    out = F.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
-    for stat, source in ((mean, node.args[3]), (var, node.args[4])):
-        assert isinstance(source, fx.Node)
-        dims = program.graph.tensor_dims[str(source.target)]
-        for position, cut in keep.plan(dims):
-            if not isinstance(cut, int):  # a copy, not a view: write the new statistics back
-                _get(root, str(source.target)).index_copy_(position, cut.to(stat.device), stat)
-    return out
-
-
-def _dropout(program: _Program, root: nn.Module, node: fx.Node, keep: Keep, args: list[Any]) -> torch.Tensor:
-    path = str(node.meta["path"])
-    return F.dropout(args[0], args[1], root.get_submodule(path).training if path in program.modules else root.training)
-
-
-def _stochastic(program: _Program, root: nn.Module, node: fx.Node, keep: Keep, args: list[Any]) -> torch.Tensor:
-    return root.get_submodule(args[1])(args[0])
+            put_tensor(root, name, tensor)

@@ -49,7 +49,9 @@ class Keep:
     (6, [0, 1, 2, 3, 4, 5])
     """
 
-    def __init__(self, counts: Mapping[Dim, int], picks: Mapping[Dim, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self, counts: Mapping[Dim, int], picks: Mapping[Dim, torch.Tensor] | None = None
+    ) -> None:
         self.picks = dict(picks or {})
         self.sizes: dict[Dim, int] = {**counts, **{d: len(p) for d, p in self.picks.items()}}
         self._plans: dict[int, tuple[Sequence[Expr], list[tuple[int, Any]]]] = {}
@@ -59,7 +61,8 @@ class Keep:
 
     def is_full(self, expr: Expr) -> bool:
         return all(
-            self.sizes.get(dim, dim.size) == dim.size and dim not in self.picks for dim in dims_of(expr)
+            self.sizes.get(dim, dim.size) == dim.size and dim not in self.picks
+            for dim in dims_of(expr)
         )
 
     def indices(self, expr: Expr) -> torch.Tensor:
@@ -120,8 +123,12 @@ def check_positions(name: str, size: int, positions: torch.Tensor) -> torch.Tens
     """Validate a kept index set: distinct, in range, at least one."""
     positions = torch.as_tensor(positions, dtype=torch.int64)
     if positions.ndim != 1 or not len(positions) or len(positions.unique()) != len(positions):
-        raise UsageError(f"the kept set of group {name!r} must be a list of at least one distinct position")
+        raise UsageError(
+            f"the kept set of group {name!r} must be a list of at least one distinct position"
+        )
     low, high = int(positions.min()), int(positions.max())
     if low < 0 or high >= size:
-        raise UsageError(f"position {low if low < 0 else high} of group {name!r} is out of range 0..{size - 1}")
+        raise UsageError(
+            f"position {low if low < 0 else high} of group {name!r} is out of range 0..{size - 1}"
+        )
     return positions

@@ -62,7 +62,9 @@ class Subnet(Mapping[str, int]):
         except ValueError as error:
             raise ArtifactError(f"not a subnet: {error}") from error
         if not isinstance(data, dict):
-            raise ArtifactError(f"a subnet is a JSON object of unit sizes, not {type(data).__name__}")
+            raise ArtifactError(
+                f"a subnet is a JSON object of unit sizes, not {type(data).__name__}"
+            )
         return cls(data)
 
 
@@ -148,10 +150,16 @@ class SearchSpace:
             unit = self.by_name.get(name)
             if unit is None:
                 close = difflib.get_close_matches(name, self.by_name, 3)
-                hint = f"did you mean {', '.join(close)}?" if close else f"units: {', '.join(self.by_name)}"
+                hint = (
+                    f"did you mean {', '.join(close)}?"
+                    if close
+                    else f"units: {', '.join(self.by_name)}"
+                )
                 raise UsageError(f"no unit {name!r} in this space; {hint}")
             if not unit.minimum <= size <= unit.size:
-                raise UsageError(f"size {size} of unit {name!r} is out of range {unit.minimum}..{unit.size}")
+                raise UsageError(
+                    f"size {size} of unit {name!r} is out of range {unit.minimum}..{unit.size}"
+                )
             if size not in unit.choices:
                 raise UsageError(
                     f"size {size} of unit {name!r} is no multiple of its step {unit.step}; "

@@ -56,7 +56,9 @@ def _parse_pass(text: str, recipe: str) -> Pass:
     if match is None or name not in PASSES:
         close = difflib.get_close_matches(name, PASSES, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"unknown recipe {text!r} in {recipe!r}; {hint}valid: {', '.join(PASSES)}, joined by '+'")
+        raise UsageError(
+            f"unknown recipe {text!r} in {recipe!r}; {hint}valid: {', '.join(PASSES)}, joined by '+'"
+        )
     module, _, cls = PASSES[name].partition(":")
     kind: Any = getattr(importlib.import_module(module), cls)
     fields = {f.name: type(f.default) for f in dataclasses.fields(kind) if f.init}
@@ -68,5 +70,7 @@ def _parse_pass(text: str, recipe: str) -> Pass:
         try:
             options[key] = fields[key](value)
         except ValueError:
-            raise UsageError(f"option {key} of pass {name} must be {fields[key].__name__}, not {value!r}") from None
+            raise UsageError(
+                f"option {key} of pass {name} must be {fields[key].__name__}, not {value!r}"
+            ) from None
     return kind(**options)

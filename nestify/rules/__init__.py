@@ -10,11 +10,24 @@ from collections.abc import Callable
 from typing import Any
 
 from nestify.rules.calls import Call, Dims, Literal, bind_arguments, op_name, shape_of
+from nestify.rules.indexing import INDEXING
 from nestify.rules.lines import LINES
 from nestify.rules.math import MATH
 from nestify.rules.shapes import SHAPES
 
-__all__ = ["NONLINEAR", "NORMS", "POOLS", "RULES", "VIEWS", "Call", "Dims", "Literal", "bind_arguments", "op_name", "shape_of"]
+__all__ = [
+    "NONLINEAR",
+    "NORMS",
+    "POOLS",
+    "RULES",
+    "VIEWS",
+    "Call",
+    "Dims",
+    "Literal",
+    "bind_arguments",
+    "op_name",
+    "shape_of",
+]
 
 # Ops whose parameters scale and shift normalised values.
 NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
@@ -33,6 +46,8 @@ NONLINEAR = frozenset(
 )
 
 # Ops that pool positions into one feature vector.
-POOLS = frozenset("mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool2d amax".split())
+POOLS = frozenset(
+    "mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool2d amax".split()
+)
 
-RULES: dict[str, Callable[[Call], Any]] = {**LINES, **MATH, **SHAPES}
+RULES: dict[str, Callable[[Call], Any]] = {**LINES, **MATH, **SHAPES, **INDEXING}

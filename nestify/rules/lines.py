@@ -25,7 +25,8 @@ _conv_transpose = Line(
     macs="n g i *s o *k",
     paths="g i",
 )
-_channel_norm = Line("n c *s, c, c, c, c -> n c *s", _NORM_ARGS)
+# A norm that takes its statistics from the batch at hand takes them over *s too (weight standardisation).
+_channel_norm = Line("n c *s, c, c, c, c -> n c *s", _NORM_ARGS, normalises="*s")
 _pool_args = ("self",)
 _upsample_args = ("input",)
 
@@ -39,9 +40,7 @@ LINES: dict[str, Line] = {
     **{f"conv{rank}d": _conv for rank in (1, 2, 3)},
     **{f"conv_transpose{rank}d": _conv_transpose for rank in (1, 2, 3)},
     "linear": Line("*b i, o i, o -> *b o", _CONV_ARGS, contracts="i", macs="*b o i"),
-    "addmm": Line(
-        "o, n i, i o -> n o", ("self", "mat1", "mat2"), contracts="i", macs="n o i"
-    ),
+    "addmm": Line("o, n i, i o -> n o", ("self", "mat1", "mat2"), contracts="i", macs="n o i"),
     "bilinear": Line(
         "*b i, *b j, o i j, o -> *b o",
         ("input1", "input2", "weight", "bias"),
@@ -61,9 +60,20 @@ LINES: dict[str, Line] = {
         "n (g c) *s -> n (c g) *s", ("self",), sizes={"g": "groups"}, literals={"groups": "g"}
     ),
     "grid_sampler": Line("n c *s, n *t two -> n c *t", ("input", "grid")),
-    **{f"{kind}_pool{rank}d": _window(rank, _pool_args) for kind in ("max", "avg") for rank in (1, 2, 3)},
-    **{f"adaptive_{kind}_pool{rank}d": _window(rank, _pool_args) for kind in ("avg",) for rank in (1, 2, 3)},
+    **{
+        f"{kind}_pool{rank}d": _window(rank, _pool_args)
+        for kind in ("max", "avg")
+        for rank in (1, 2, 3)
+    },
+    **{
+        f"adaptive_{kind}_pool{rank}d": _window(rank, _pool_args)
+        for kind in ("avg",)
+        for rank in (1, 2, 3)
+    },
     **{f"upsample_{kind}1d": _window(1, _upsample_args) for kind in ("nearest", "linear")},
-    **{f"upsample_{kind}2d": _window(2, _upsample_args) for kind in ("nearest", "bilinear", "bicubic")},
+    **{
+        f"upsample_{kind}2d": _window(2, _upsample_args)
+        for kind in ("nearest", "bilinear", "bicubic")
+    },
     **{f"upsample_{kind}3d": _window(3, _upsample_args) for kind in ("nearest", "trilinear")},
 }

@@ -64,7 +64,8 @@ def _mean(call: Call) -> None:
     dims = call.need(_operand(call))
     at = _axes(call, len(dims))
     call.normalised.extend(dims[d] for d in at)
-    call.out = _kept(call, dims, at)
+    out = _kept(call, dims, at)
+    call.out = (out, out) if isinstance(call.node.meta["val"], list | tuple) else out
 
 
 def _pick(call: Call) -> None:
@@ -200,7 +201,7 @@ def _group_norm(call: Call) -> None:
     for name in ("weight", "bias"):
         for other in call.dims(name) or ():
             call.unify(dims[1], other)
-    call.normalised.append(inner)
+    call.normalised.extend((inner, *dims[2:]))
     call.literals["num_groups"] = groups
     call.out = dims
 
@@ -241,10 +242,11 @@ MATH: dict[str, Callable[[Call], Any]] = {
     "type_as": _type_as,
     **dict.fromkeys(("sum", "linalg_vector_norm", "norm"), _sum),
     "mean": _mean,
-    **dict.fromkeys(("var", "std"), _mean),
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _mean),
     **dict.fromkeys("amax amin max min argmax argmin prod any all median".split(), _pick),
     **dict.fromkeys(
-        "softmax _softmax log_softmax cumsum cumprod logcumsumexp sort argsort logsumexp".split(), _along
+        "softmax _softmax log_softmax cumsum cumprod logcumsumexp sort argsort logsumexp".split(),
+        _along,
     ),
     "topk": _topk,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul),
@@ -258,4 +260,3 @@ MATH: dict[str, Callable[[Call], Any]] = {
     "lstm": _recurrent(4),
     "gru": _recurrent(3),
 }
-

@@ -1,0 +1,226 @@
+"""Expressions over elastic dims: what they are made of, their canonical form, how they print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import NamedTuple
+
+__all__ = [
+    "Concat",
+    "Const",
+    "Dim",
+    "Expr",
+    "Product",
+    "Reason",
+    "concat",
+    "dims_of",
+    "fix",
+    "leaves_of",
+    "new_dim",
+    "product",
+    "resolve",
+    "show",
+    "tag",
+]
+
+
+class Reason(NamedTuple):
+    """Why a dim is fixed: the node and op that fixed it, and a clause that says how."""
+
+    node: str
+    op: str
+    text: str
+
+
+class Dim:
+    """One elastic dim of ``size`` positions, indivisible until a reason to refine it appears.
+
+    ``ref`` is the expression that replaced it, ``batch`` marks the free batch dim (always kept whole, of
+    any size at run time) and ``tags`` collects what rules know of its role (``"path"``, ``"head"``).
+    """
+
+    __slots__ = ("batch", "ref", "size", "tags", "uid")
+
+    _uids: Iterator[int] = count()
+
+    def __init__(self, size: int, *, batch: bool = False) -> None:
+        self.size = size
+        self.ref: Expr | None = None
+        self.batch = batch
+        self.tags: frozenset[str] = frozenset()
+        self.uid = next(Dim._uids)
+
+    def __repr__(self) -> str:
+        return show(self)
+
+
+@dataclass(slots=True, eq=False)
+class Const:
+    """``size`` positions that never change; ``reason`` is set where a Dim was fixed."""
+
+    size: int
+    reason: Reason | None = None
+
+    def __repr__(self) -> str:
+        return show(self)
+
+
+class Product:
+    """Row-major flattening of two or more factors: the first factor varies slowest."""
+
+    __slots__ = ("factors", "size")
+
+    def __init__(self, factors: tuple[Expr, ...]) -> None:
+        self.factors = factors
+        size = 1
+        for part in factors:
+            size *= part.size
+        self.size = size
+
+    def __repr__(self) -> str:
+        return show(self)
+
+
+class Concat:
+    """Two or more expressions side by side."""
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, parts: tuple[Expr, ...]) -> None:
+        self.parts = parts
+        self.size = sum(part.size for part in parts)
+
+    def __repr__(self) -> str:
+        return show(self)
+
+
+Expr = Dim | Const | Product | Concat
+
+
+def new_dim(size: int, tags: frozenset[str] = frozenset()) -> Dim | Const:
+    """Make a Dim, or a constant where a single position leaves nothing to choose."""
+    if size <= 1:
+        return Const(size)
+    dim = Dim(size)
+    dim.tags = tags
+    return dim
+
+
+def tag(expr: Expr, role: str) -> None:
+    """Note a role (``"path"``, ``"head"``) on every Dim of ``expr``."""
+    for dim in dims_of(expr):
+        dim.tags |= {role}
+
+
+def product(factors: Iterable[Expr]) -> Expr:
+    """Build the canonical product: flat, without ones, neighbouring constants merged."""
+    flat: list[Expr] = []
+    for item in factors:
+        for part in item.factors if isinstance(item, Product) else (item,):
+            if part.size == 1 and isinstance(part, Const):
+                continue
+            if flat and isinstance(part, Const) and isinstance(last := flat[-1], Const):
+                flat[-1] = Const(last.size * part.size, last.reason or part.reason)
+            else:
+                flat.append(part)
+    if not flat:
+        return Const(1)
+    return flat[0] if len(flat) == 1 else Product(tuple(flat))
+
+
+def concat(parts: Iterable[Expr]) -> Expr:
+    """Build the canonical concatenation: flat, without empty parts, neighbouring constants merged."""
+    flat: list[Expr] = []
+    for item in parts:
+        for part in item.parts if isinstance(item, Concat) else (item,):
+            if part.size == 0:
+                continue
+            if flat and isinstance(part, Const) and isinstance(last := flat[-1], Const):
+                flat[-1] = Const(last.size + part.size, last.reason or part.reason)
+            else:
+                flat.append(part)
+    if not flat:
+        return Const(0)
+    return flat[0] if len(flat) == 1 else Concat(tuple(flat))
+
+
+def _children(expr: Expr) -> tuple[Expr, ...]:
+    if isinstance(expr, Dim):
+        return () if expr.ref is None else (expr.ref,)
+    if isinstance(expr, Product):
+        return expr.factors
+    return expr.parts if isinstance(expr, Concat) else ()
+
+
+def _is_final(expr: Expr) -> bool:
+    return isinstance(expr, Const) or (isinstance(expr, Dim) and expr.ref is None)
+
+
+def resolve(expr: Expr) -> Expr:
+    """Return the canonical expression that ``expr`` stands for now.
+
+    >>> a, b = Dim(6), Dim(6)
+    >>> a.ref = b
+    >>> resolve(a) is b
+    True
+    """
+    if _is_final(expr) or (
+        isinstance(expr, Product | Concat) and all(_is_final(part) for part in _children(expr))
+    ):
+        return expr
+    done: dict[int, Expr] = {}
+    stack = [expr]
+    while stack:
+        top = stack[-1]
+        children = _children(top)
+        pending = [c for c in children if id(c) not in done and not _is_final(c)]
+        if pending:
+            stack.extend(pending)
+            continue
+        stack.pop()
+        done[id(top)] = _rebuild(top, [done.get(id(child), child) for child in children])
+    return done[id(expr)]
+
+
+def _rebuild(expr: Expr, children: list[Expr]) -> Expr:
+    if isinstance(expr, Dim):
+        expr.ref = children[0]  # path compression
+        return children[0]
+    return product(children) if isinstance(expr, Product) else concat(children)
+
+
+def leaves_of(expr: Expr) -> Iterator[Dim | Const]:
+    """Yield the Dims and constants of ``expr`` from left to right."""
+    stack = [resolve(expr)]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, Dim | Const):
+            yield top
+        else:
+            stack.extend(reversed(_children(top)))
+
+
+def dims_of(expr: Expr) -> Iterator[Dim]:
+    """Yield the elastic Dims of ``expr`` from left to right, once per occurrence."""
+    return (leaf for leaf in leaves_of(expr) if isinstance(leaf, Dim))
+
+
+def fix(expr: Expr, why: Reason) -> None:
+    """Make every Dim of ``expr`` a constant, for the reason given."""
+    for dim in list(dims_of(expr)):
+        if dim.ref is None:
+            dim.ref = Const(dim.size, why)
+
+
+def show(expr: Expr) -> str:
+    """Print an expression: ``(3*d12:64)``, ``[d4:16 | 8]``; a Dim is its number and size."""
+    expr = resolve(expr)
+    if isinstance(expr, Dim):
+        return f"d{expr.uid}:{expr.size}"
+    if isinstance(expr, Const):
+        return str(expr.size)
+    if isinstance(expr, Product):
+        return "(" + "*".join(show(part) for part in expr.factors) + ")"
+    return "[" + " | ".join(show(part) for part in expr.parts) + "]"

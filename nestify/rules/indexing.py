@@ -1,0 +1,193 @@
+"""Ops that make, repeat, index, pad or window positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nestify.dims import Const, Expr, concat, new_dim, product, resolve
+from nestify.rules.calls import Call, Dims
+from nestify.rules.notation import WINDOW
+from nestify.rules.shapes import cut
+
+# --- repeats ------------------------------------------------------------------------------------------------
+
+
+def _stretch(call: Call, dims: Dims, literal: str) -> None:
+    """Expand and repeat: new copies are free dims, until they meet a dim that knows better."""
+    given, shape = call.args[literal], call.out_shape
+    pad = len(shape) - len(dims)
+    out: list[Expr] = []
+    texts: list[Expr | None] = []
+    for d, size in enumerate(shape):
+        old = dims[d - pad] if d >= pad else Const(1)
+        keep = old.size == size
+        out.append(old if keep else new_dim(size))
+        texts.append(None if given[d] == -1 or old.size == size == 1 else out[-1])
+    call.out = tuple(out)
+    call.literals[literal] = tuple(texts)
+
+
+def _expand(call: Call) -> None:
+    _stretch(call, call.need("self"), "size")
+
+
+def _expand_as(call: Call) -> None:
+    call.out = tuple(call.broadcast([call.need("self"), call.need("other")]))
+
+
+def _repeat(call: Call) -> None:
+    dims, times = call.need("self"), call.args["repeats"]
+    padded: Dims = (*(Const(1) for _ in range(len(times) - len(dims))), *dims)
+    out: list[Expr] = []
+    texts: list[Expr | None] = []
+    for old, k in zip(padded, times, strict=True):
+        copies = new_dim(k) if old.size == 1 else Const(k)
+        out.append(product([copies, resolve(old)]))
+        texts.append(copies)
+    call.out = tuple(out)
+    call.literals["repeats"] = tuple(texts)
+
+
+def _repeat_interleave(call: Call) -> None:
+    dims, repeats, dim = call.need("self"), call.args["repeats"], call.args["dim"]
+    if not isinstance(repeats, int) or dim is None:
+        raise ValueError("repeat_interleave is understood for one int and one dim")
+    at = dim % len(dims)
+    call.out = (*dims[:at], product([resolve(dims[at]), Const(repeats)]), *dims[at + 1 :])
+
+
+def _create(literal: str) -> Callable[[Call], None]:
+    def rule(call: Call) -> None:
+        call.out = tuple(new_dim(n) for n in call.out_shape)
+        call.literals[literal] = tuple(call.out)
+
+    return rule
+
+
+def _constants(call: Call) -> None:
+    for node in call.tensors():
+        for expr in call.dims_of(node):
+            call.fix(expr, f"{call.op} counts this dim")
+    val = call.node.meta["val"]
+    shapes = [v.shape for v in val] if isinstance(val, list | tuple) else None
+    if shapes is None:
+        call.out = tuple(Const(n) for n in call.out_shape)
+    else:
+        call.out = tuple(tuple(Const(int(n)) for n in shape) for shape in shapes)
+
+
+# --- indexing and padding -----------------------------------------------------------------------------------
+
+
+def _index(call: Call) -> None:
+    dims, indices = call.need("self"), call.args["indices"]
+    at = [d for d, index in enumerate(indices) if index is not None]
+    shapes: list[Dims] = []
+    for d in at:
+        val = indices[d].meta["val"]
+        if val.dtype.is_floating_point or str(val.dtype) in ("torch.bool", "torch.uint8"):
+            raise ValueError("a boolean index gives a shape that depends on the data")
+        call.fix(dims[d], "indexed by position")
+        shapes.append(call.dims_of(indices[d]))
+    picked = call.broadcast(shapes)
+    front = at[0] if at == list(range(at[0], at[0] + len(at))) else 0
+    others = [expr for d, expr in enumerate(dims) if d not in at]
+    call.out = (*others[:front], *picked, *others[front:])
+
+
+def _index_select(call: Call) -> None:
+    dims = call.need("self")
+    at = call.axis("dim", len(dims))
+    call.fix(dims[at], "indexed by position")
+    index = call.need("index")
+    call.out = (*dims[:at], *(index or (Const(1),)), *dims[at + 1 :])
+
+
+def _gather(call: Call) -> None:
+    dims, index = call.need("self"), call.need("index")
+    at = call.axis("dim", len(dims))
+    for d, (mine, other) in enumerate(zip(dims, index, strict=True)):
+        if d != at and mine.size == other.size:
+            call.unify(mine, other)
+        else:
+            call.fix(mine, "indexed by position")
+            call.fix(other, "indexed by position")
+    call.out = index
+
+
+def _pad(call: Call) -> None:
+    dims, amounts = list(call.need("self")), call.args["pad"]
+    constant = call.args.get("mode", "constant") == "constant"
+    for i in range(len(amounts) // 2):
+        before, after = amounts[2 * i], amounts[2 * i + 1]
+        at = len(dims) - 1 - i
+        if not (before or after):
+            continue
+        if not constant:
+            call.fix(dims[at], "pads with other positions of this dim")
+            dims[at] = Const(dims[at].size + before + after)
+            continue
+        _, middle, _ = cut(call, dims[at], max(0, -before), dims[at].size - max(0, -after))
+        if middle.size != dims[at].size:
+            call.fix(dims[at], "crops this dim by a literal amount")
+            middle = Const(middle.size)
+        dims[at] = concat([Const(max(0, before)), resolve(middle), Const(max(0, after))])
+    call.out = tuple(dims)
+
+
+def _roll(call: Call) -> None:
+    dims, named = call.need("self"), call.args["dims"]
+    for d in named or range(len(dims)):
+        call.fix(dims[d], f"{call.op} moves positions along this dim")
+    call.out = dims
+
+
+def _im2col(call: Call) -> None:
+    dims = call.need("self")
+    kernel = call.args["kernel_size"]
+    for expr in dims[-2:]:
+        call.fix(expr, WINDOW)
+    window = Const(kernel[0] * kernel[1])
+    channels = product([resolve(dims[-3]), window])
+    call.out = (*dims[:-3], channels, Const(call.out_shape[-1]))
+
+
+def _col2im(call: Call) -> None:
+    dims = call.need("self")
+    kernel = call.args["kernel_size"]
+    call.fix(dims[-1], WINDOW)
+    channels, window = call.factor(dims[-2], dims[-2].size // (kernel[0] * kernel[1]))
+    call.fix(window, WINDOW)
+    call.out = (*dims[:-2], channels, *(Const(n) for n in call.out_shape[-2:]))
+
+
+def _pixel_unshuffle(call: Call) -> None:
+    *lead, c, h, w = call.need("self")
+    r = call.args["downscale_factor"]
+    for expr in (h, w):
+        call.fix(expr, "read in blocks")
+    call.out = (*lead, product([resolve(c), Const(r * r)]), Const(h.size // r), Const(w.size // r))
+
+
+INDEXING: dict[str, Callable[[Call], Any]] = {
+    "expand": _expand,
+    "expand_as": _expand_as,
+    "broadcast_to": _expand,
+    "repeat": _repeat,
+    "repeat_interleave": _repeat_interleave,
+    **{name: _create("size") for name in ("zeros", "ones", "full", "empty", "rand", "randn")},
+    **{name: _create("size") for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
+    **dict.fromkeys(("arange", "linspace", "eye", "tril_indices", "triu_indices"), _constants),
+    **dict.fromkeys(("scalar_tensor", "meshgrid", "histc", "bincount", "nonzero"), _constants),
+    "index": _index,
+    "index_select": _index_select,
+    "gather": _gather,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
+    "roll": _roll,
+    "flip": _roll,
+    "im2col": _im2col,
+    "col2im": _col2im,
+    "pixel_unshuffle": _pixel_unshuffle,
+}

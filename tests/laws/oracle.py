@@ -1,0 +1,66 @@
+"""The reference that slicing is checked against: the full-size graph with removed positions silenced.
+
+It reads the original parameters and literals only, so it shares neither the slicing of tensors nor the
+respelling of literals with what it checks: just the claim which positions of a dim belong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from nestify.groups import Graph
+from nestify.slicing import Keep
+
+
+def silenced(
+    graph: Graph, tensors: Mapping[str, torch.Tensor], keep: Keep, flat: list[Any]
+) -> list[Any]:
+    """Run the captured graph at full size, zeroing removed positions wherever an op sums over them."""
+    env: dict[fx.Node, Any] = {}
+    inputs = iter(flat)
+
+    def look(node: fx.Node) -> Any:
+        return env[node]
+
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            env[node] = next(inputs)
+        elif node.op == "get_attr":
+            env[node] = tensors[str(node.target)]
+        elif node.op == "output":
+            return list(fx.map_arg(node.args[0], look))
+        else:
+            env[node] = _silenced_call(graph, keep, node, env)
+    raise AssertionError("a graph ends with its output")
+
+
+def _silenced_call(graph: Graph, keep: Keep, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    muted = dict[fx.Node, Any]()
+    for source, dim in graph.calls[node].contracted:
+        expr = graph.dims[source][dim]
+        if keep.is_full(expr):
+            continue
+        value = muted.get(source, env[source])
+        mask = torch.zeros(value.shape[dim], dtype=value.dtype)
+        mask[keep.indices(expr)] = 1
+        muted[source] = value * mask.view([-1 if d == dim else 1 for d in range(value.ndim)])
+    args, kwargs = (
+        fx.map_arg(part, lambda n: muted.get(n, env[n])) for part in (node.args, dict(node.kwargs))
+    )
+    if str(node.target).startswith("nestify.stochastic"):
+        return args[0]
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def normalises_elastic(graph: Graph, keep: Keep) -> bool:
+    """Whether an op takes statistics over a dim that this subnet shrinks: then the nets must differ."""
+    return any(not keep.is_full(expr) for call in graph.calls.values() for expr in call.normalised)
+
+
+def flat_inputs(args: Any, kwargs: Any = None) -> list[Any]:
+    return pytree.tree_leaves((args, dict(kwargs or {})))
