@@ -23,13 +23,11 @@ def staging(target: Path) -> Generator[Path]:
 
     >>> with staging(Path("slim.onnx")) as folder:
     ...     _ = (folder / "slim.onnx").write_text("data")
-    ...     publish_files(folder, ["slim.onnx"], Path())
+    ...     _ = publish_files(folder, ["slim.onnx"], Path())
     >>> Path("slim.onnx").read_text()
     'data'
     """
-    parent = target.absolute().parent
-    if not parent.is_dir():
-        raise UsageError(f"cannot write {target}: there is no folder {parent}; create it first")
+    parent = parent_of(target)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-{os.getpid()}-", dir=parent))
     except OSError as error:
@@ -40,6 +38,18 @@ def staging(target: Path) -> Generator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def parent_of(target: Path) -> Path:
+    """The folder that ``target`` is to stand in.
+
+    Raises:
+        UsageError: there is none.
+    """
+    parent = target.absolute().parent
+    if not parent.is_dir():
+        raise UsageError(f"cannot write {target}: there is no folder {parent}; create it first")
+    return parent
 
 
 def publish_files(stage: Path, names: Iterable[str], folder: Path) -> tuple[Path, ...]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nestify.emit.calls import Call
 from nestify.emit.state import State
 
 
 def model_card(
-    name: str, state: State, call: Call, names: list[str], metadata: Mapping[str, str]
+    name: str, state: State, call: Call, names: Sequence[str], metadata: Mapping[str, str]
 ) -> str:
     """The text of the card: how to load the network, its inputs, its size, and what is known of it.
 
-    >>> print(model_card("slim", State({}, {}), Call((), {}), [], {}).splitlines()[1])
+    >>> print(model_card("slim", State({}, {}), Call((), {}), (), {}).splitlines()[1])
     library_name: "pytorch"
     """
     front = {"library_name": "pytorch", "tags": ["nestify", "pytorch"]}

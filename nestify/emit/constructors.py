@@ -36,6 +36,10 @@ def constructor(module: torch.nn.Module) -> str | None:
     positional, keywords = arguments
     if not _same(module, positional, keywords):
         return None
+    for name in ("bias", "stride"):  # their defaults follow from other arguments
+        fewer = {key: value for key, value in keywords.items() if key != name}
+        if len(fewer) < len(keywords) and _same(module, positional, fewer):
+            keywords = fewer
     try:
         shown = [literal(value) for value in positional]
         shown += [f"{name}={literal(value)}" for name, value in keywords.items()]
@@ -50,9 +54,9 @@ def _arguments(module: torch.nn.Module) -> tuple[list[Any], dict[str, Any]] | No
     for name, parameter in inspect.signature(type(module)).parameters.items():
         if name in _SKIPPED or name.startswith("_"):
             continue
-        required = parameter.default is parameter.empty
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            return None
+            continue  # nn.Identity takes anything and keeps nothing
+        required = parameter.default is parameter.empty
         if not hasattr(module, name):
             if required:
                 return None

@@ -8,11 +8,18 @@ from typing import Any
 
 import torch
 
+from nestify.emit.atomic import parent_of
 from nestify.emit.folder import write_folder
 from nestify.emit.onnx_file import write_onnx
 from nestify.emit.pt2 import write_pt2
 from nestify.emit.report import ExportReport
-from nestify.emit.request import Request, checked_call, checked_metadata, checked_model
+from nestify.emit.request import (
+    Request,
+    checked_call,
+    checked_metadata,
+    checked_model,
+    checked_names,
+)
 from nestify.errors import UsageError
 
 _WRITERS = {"onnx": write_onnx, "pt2": write_pt2, "folder": write_folder}
@@ -49,7 +56,8 @@ def export(
         dynamic_batch: Keep dim 0 free, for all inputs that have the first one's size there; where
             that is not possible the batch is fixed and an :class:`ExportWarning` says why.
         tolerance: The largest relative error allowed in float32
-            (:func:`nestify.emit.compare.deviation`); a folder must agree bit for bit.
+            (:func:`nestify.emit.compare.deviation`); the source of a graph
+            module must agree bit for bit.
 
     Returns:
         What was written and the error that was measured.
@@ -63,10 +71,13 @@ def export(
     if tolerance <= 0:
         raise UsageError(f"tolerance must be positive, not {tolerance}; 1e-5 suits float32")
     kind = kind_of(path)
+    parent_of(Path(path))
     call = checked_call(example_inputs, example_kwargs)
+    model = checked_model(model)
     request = Request(
-        model=checked_model(model),
+        model=model,
         call=call,
+        **checked_names(model, call),
         path=Path(path),
         kind=kind,
         metadata=checked_metadata(metadata),

@@ -208,4 +208,6 @@ def _container(value: Any) -> str:
 
 
 def _is_check(node: torch.fx.Node) -> bool:
-    return not node.users and str(node.target).startswith(_CHECKS)
+    function = getattr(node.target, "__name__", "")
+    named = function == "_assert" or str(node.target).startswith(_CHECKS)
+    return named and not node.users

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nestify.emit.atomic import publish_files, staging
-from nestify.emit.calls import Call, input_names, output_names
+from nestify.emit.calls import Call
 from nestify.emit.compare import Sample, largest_error, samples
-from nestify.emit.onnx_graph import batch_is_free, scrub, translate
+from nestify.emit.onnx_graph import batch_is_free, name_transposed, scrub, translate
 from nestify.emit.program import check_batches, exported_program
 from nestify.emit.report import ExportReport, first_line, quiet
 from nestify.emit.request import Request
@@ -27,15 +27,13 @@ EXTERNAL_BYTES = 1_500_000_000
 def write_onnx(request: Request) -> ExportReport:
     """Export, simplify, check and write ``request.path``, or nothing if a check fails."""
     model, call = request.model, request.call
-    names = input_names(model, call)
-    outputs = output_names(call.run(model), taken=names)
     batches, reason = check_batches(model, call, dynamic_batch=request.dynamic_batch)
-    proto, fixed = _translated(request, names, outputs, free=len(batches) == 2)
+    proto, fixed = _translated(request, free=len(batches) == 2)
     notes = request.batch_notes(reason or fixed)
     batches = batches[:1] if fixed else batches
     cases = samples(model, call, batches or (None,))
     with staging(request.path) as folder:
-        graph, error = _accepted(proto, request, names, cases, folder / request.path.name, notes)
+        graph, error = _accepted(proto, request, cases, folder / request.path.name, notes)
         files = publish_files(folder, _parts(folder, request.path.name), request.path.parent)
     return request.report(
         files,
@@ -43,47 +41,49 @@ def write_onnx(request: Request) -> ExportReport:
         notes,
         free_batch=not fixed,
         checked_batches=batches,
-        inputs=tuple(names),
-        outputs=tuple(outputs),
         simplified=graph is not proto,
         nodes=len(graph.graph.node),
     )
 
 
-def _translated(
-    request: Request, names: list[str], outputs: list[str], *, free: bool
-) -> tuple[onnx.ModelProto, str]:
+def _translated(request: Request, *, free: bool) -> tuple[onnx.ModelProto, str]:
     """The ONNX graph, and why its batch is fixed (``""`` where it is free)."""
-    call = request.call
+    call, names = request.call, request.inputs
     program = exported_program(request.model, call, dynamic_batch=free)
-    proto = translate(program.exported, names, outputs)
+    proto = translate(program.exported, names, request.outputs)
     batched = {id(tensor) for tensor in call.batched}
     pairs = zip(names, call.tensors, strict=True)
     if program.free_batch and not batch_is_free(proto, [n for n, t in pairs if id(t) in batched]):
         # Silent, and traced at a size of our choice: write the size of the example instead.
         program = exported_program(request.model, call, dynamic_batch=False)
-        return translate(program.exported, names, outputs), "the exporter made it a constant"
+        return translate(
+            program.exported, names, request.outputs
+        ), "the exporter made it a constant"
     return proto, program.fixed_because
 
 
 def _accepted(
     proto: onnx.ModelProto,
     request: Request,
-    names: list[str],
     cases: list[Sample],
     path: Path,
     notes: list[str],
 ) -> tuple[onnx.ModelProto, float]:
     """Write the simplified graph if it agrees, else the plain one; with the error that was seen."""
+    parameters = dict(request.model.named_parameters())
+
+    def written(graph: onnx.ModelProto) -> float:
+        name_transposed(graph, parameters)
+        scrub(graph, request.properties)
+        return _write_and_check(graph, path, request.inputs, cases, request.tolerance)
+
     if request.simplify and _weight_bytes(proto) < EXTERNAL_BYTES:
         try:
             graph = _simplified(proto)
-            scrub(graph, request.properties)
-            return graph, _write_and_check(graph, path, names, cases, request.tolerance)
+            return graph, written(graph)
         except Exception as error:
             notes.append(f"the file is not simplified, onnxsim failed: {first_line(error)}")
-    scrub(proto, request.properties)
-    return proto, _write_and_check(proto, path, names, cases, request.tolerance)
+    return proto, written(proto)
 
 
 def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -96,7 +96,7 @@ def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _write_and_check(
-    proto: onnx.ModelProto, path: Path, names: list[str], cases: list[Sample], tolerance: float
+    proto: onnx.ModelProto, path: Path, names: Sequence[str], cases: list[Sample], tolerance: float
 ) -> float:
     import onnx
 
@@ -116,7 +116,7 @@ def _write_and_check(
     return largest_error("the ONNX file in onnxruntime", _runner(path, names), cases, tolerance)
 
 
-def _runner(path: Path, names: list[str]) -> Callable[[Call], list[torch.Tensor]]:
+def _runner(path: Path, names: Sequence[str]) -> Callable[[Call], list[torch.Tensor]]:
     with quiet():
         import onnxruntime
 

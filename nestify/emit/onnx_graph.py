@@ -58,6 +58,28 @@ def scrub(model: onnx.ModelProto, properties: Mapping[str, str]) -> None:
         model.metadata_props.add(key=key, value=value)
 
 
+def name_transposed(model: onnx.ModelProto, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Name constants that are a transposed weight after it, ``fc.weight.T``, in place.
+
+    A linear layer over more than one dim becomes a MatMul, whose folded weight is ``val_3`` else.
+    """
+    taken = {tensor.name for tensor in model.graph.initializer}
+    nameless = {
+        (tuple(tensor.dims), tensor.raw_data): tensor.name
+        for tensor in model.graph.initializer
+        if len(tensor.dims) == 2 and tensor.name not in parameters
+    }
+    shapes = {shape for shape, _ in nameless}
+    mapping: dict[str, str] = {}
+    for name, weight in parameters.items():
+        shape = tuple(weight.shape)[::-1]
+        if shape in shapes and f"{name}.T" not in taken:
+            data = weight.detach().t().contiguous().view(torch.uint8).numpy().tobytes()
+            mapping.setdefault(nameless.get((shape, data), ""), f"{name}.T")
+    mapping.pop("", None)
+    _rename(model, lambda name: mapping.get(name, name))
+
+
 def batch_is_free(model: onnx.ModelProto, batched: Sequence[str]) -> bool:
     """Whether every named input still has a symbol for its dim 0."""
     shapes = {value.name: value.type.tensor_type.shape for value in model.graph.input}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nestify.emit.atomic import publish_files, staging
-from nestify.emit.calls import Call, input_names, output_names
+from nestify.emit.calls import Call
 from nestify.emit.compare import largest_error, samples
 from nestify.emit.program import check_batches, exported_program
 from nestify.emit.report import ExportReport, quiet
@@ -36,15 +36,12 @@ def write_pt2(request: Request) -> ExportReport:
         with quiet():
             torch.export.save(program.exported, folder / name, extra_files=request.properties)
         files = publish_files(folder, [name], request.path.parent)
-    names = input_names(model, call)
     return request.report(
         files,
         error,
         request.batch_notes(reason or program.fixed_because),
         free_batch=program.free_batch,
         checked_batches=batches,
-        inputs=tuple(names),
-        outputs=tuple(output_names(call.run(model), taken=names)),
         nodes=sum(node.op == "call_function" for node in program.exported.graph.nodes),
     )
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from nestify.emit.calls import Call
-from nestify.emit.report import ExportReport, ExportWarning
+from nestify.emit.calls import Call, input_names, output_names
+from nestify.emit.report import ExportReport, ExportWarning, first_line
 from nestify.errors import UsageError
 
 
@@ -22,6 +22,8 @@ class Request:
 
     model: torch.nn.Module
     call: Call
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     path: Path
     kind: str
     metadata: Mapping[str, str]
@@ -56,6 +58,8 @@ class Request:
             size_bytes=sum(file.stat().st_size for file in files),
             error=error,
             tolerance=self.tolerance,
+            inputs=self.inputs,
+            outputs=self.outputs,
             metadata=dict(self.metadata),
             warnings=tuple(notes),
             **details,
@@ -102,6 +106,26 @@ def checked_call(args: object, kwargs: Mapping[str, Any] | None) -> Call:
             "example_inputs holds no tensor; pass one example of what the model is called with"
         )
     return call.mapped(lambda t: t.detach().cpu())
+
+
+def checked_names(model: torch.nn.Module, call: Call) -> dict[str, tuple[str, ...]]:
+    """The names of the inputs and outputs, seen by running the model once.
+
+    Raises:
+        UsageError: the model does not run on its example, or gives no tensor.
+    """
+    try:
+        output = call.run(model)
+    except Exception as error:
+        raise UsageError(
+            f"{type(model).__name__} does not run on example_inputs: {first_line(error)}; "
+            "pass the arguments of one working call"
+        ) from error
+    inputs = input_names(model, call)
+    outputs = output_names(output, taken=inputs)
+    if not outputs:
+        raise UsageError(f"{type(model).__name__} returns no tensor, so there is nothing to export")
+    return {"inputs": tuple(inputs), "outputs": tuple(outputs)}
 
 
 def checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:

@@ -28,7 +28,9 @@ class Branch:
     def is_list(self) -> bool:
         """Whether this is a plain list of modules: 0, 1, 2, ..."""
         numbered = list(self.children) == [str(i) for i in range(len(self.children))]
-        return numbered and not any(_is_tensor(child) for child in self.children.values())
+        return bool(numbered and self.children) and not any(
+            _is_tensor(child) for child in self.children.values()
+        )
 
     @property
     def needs_group(self) -> bool:
