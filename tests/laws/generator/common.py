@@ -78,19 +78,23 @@ def l2_normalize(c: Code, x: Value) -> Result:
     return one(f"{float(x.c) ** 0.5:.4f} * F.normalize({x}, dim={x.dim}, eps=1e-3)", x.state)
 
 
-@kind("gate", ANY, lambda d, s: {"module": flag(d)}, even)
+def halves(s: State) -> bool:
+    return even(s) and s.c >= 4
+
+
+@kind("gate", ANY, lambda d, s: {"module": flag(d)}, halves)
 def glu(c: Code, x: Value, module: bool) -> Result:
     text = f"{c.attr('glu', f'nn.GLU(dim={x.dim})')}({x})" if module else f"F.glu({x}, dim={x.dim})"
     return one(text, x.state.wide(x.c // 2))
 
 
-@kind("gate", ANY, lambda d, s: {"act": d.choice(("sigmoid", "tanh"))}, even)
+@kind("gate", ANY, lambda d, s: {"act": d.choice(("sigmoid", "tanh"))}, halves)
 def chunk_gate(c: Code, x: Value, act: str) -> Result:
     a, b = c.lets("half", 2, f"{x}.chunk(2, dim={x.dim})")
     return one(f"{a} * torch.{act}({b})", x.state.wide(x.c // 2))
 
 
-@kind("gate", ANY, when=even)
+@kind("gate", ANY, when=halves)
 def maxout(c: Code, x: Value) -> Result:
     return one(f"{x}.unflatten({x.dim}, ({x.c // 2}, 2)).amax({x.dim + 1})", x.state.wide(x.c // 2))
 

@@ -94,7 +94,7 @@ def start_state(d: Draw) -> State:
     space = (
         (same,) * rank if d.choice((True, False)) else tuple(d.choice(sides) for _ in range(rank))
     )
-    return State("map", (d.choice((3, 4, 8, 6, 1)), *space))
+    return State("map", (d.choice((3, 4, 8, 6, 2)), *space))
 
 
 class Growth:

@@ -61,7 +61,7 @@ def batch_norm(c: Code, x: Value, eps: float, affine: bool) -> Result:
 
 
 def draw_groups(d: Draw, s: State) -> Args:
-    return {"groups": d.choice([1, *(g for g in divisors(s.c) if s.numel // g >= 8)])}
+    return {"groups": d.choice([1, *(g for g in divisors(s.c, 2, s.c // 2) if s.numel // g >= 8)])}
 
 
 @kind("norm", "map", draw_groups, lambda s: s.numel >= 8, fresh=True)
@@ -78,7 +78,7 @@ def group_norm(c: Code, x: Value, groups: int) -> Result:
 )
 def instance_norm(c: Code, x: Value, affine: bool) -> Result:
     return one(
-        f"{c.attr('inorm', f'nn.InstanceNorm{x.rank}d({x.c}, eps=1e-3, affine={affine})')}({x})",
+        f"{c.attr('inorm', f'nn.InstanceNorm{x.rank}d({x.c}, eps=1e-2, affine={affine})')}({x})",
         x.state,
     )
 

@@ -64,7 +64,6 @@ def settle(model: nn.Module) -> None:
     """Weights that keep the scale of what flows, and norms that are not the identity."""
     for module in model.modules():
         norm = "Norm" in type(module).__name__
-        transposed = "Transpose" in type(module).__name__
         for name, p in module.named_parameters(recurse=False):
             if module is model:
                 continue  # the model's own parameters were drawn where they are made
@@ -75,12 +74,10 @@ def settle(model: nn.Module) -> None:
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(p)
             else:
-                fan = (
-                    p[0].numel()
-                    if not transposed
-                    else p[:, 0].numel() // (module.groups * math.prod(module.stride))
-                )
-                nn.init.normal_(p, 0.0, (1.5 / max(fan, 1)) ** 0.5)
+                fan = p[0].numel()
+                if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+                    fan = p[:, 0].numel() // (module.groups * math.prod(module.stride))
+                nn.init.normal_(p, 0.0, max(fan, 1) ** -0.5)
         for name, b in module.named_buffers(recurse=False):
             if norm and b.is_floating_point():
                 nn.init.uniform_(b, *((0.5, 1.5) if name == "running_var" else (-0.3, 0.3)))

@@ -141,7 +141,9 @@ def batch_norm1d(c: Code, x: Value, eps: float) -> Result:
 @kind(
     "norm",
     BOTH,
-    lambda d, s: {"groups": d.choice([1, *(g for g in divisors(s.c) if s.numel // g >= 8)])},
+    lambda d, s: {
+        "groups": d.choice([1, *(g for g in divisors(s.c, 2, s.c // 2) if s.numel // g >= 8)])
+    },
     lambda s: s.numel >= 8,
 )
 def group_norm_tokens(c: Code, x: Value, groups: int) -> Result:
