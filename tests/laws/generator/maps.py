@@ -262,7 +262,7 @@ def draw_heads(d: Draw, s: State) -> Args:
     return {"heads": d.choice((2, 1, 3, 4)), "dim": d.choice((4, 2, 3, 6))}
 
 
-@kind("attention", "map", draw_heads, lambda s: prod(s.space) <= 144)
+@kind("map attention", "map", draw_heads, lambda s: prod(s.space) <= 144)
 def attention_map(c: Code, x: Value, heads: int, dim: int) -> Result:
     r, inner = x.rank, heads * dim
     qkv, proj = (
