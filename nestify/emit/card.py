@@ -8,6 +8,29 @@ from collections.abc import Mapping, Sequence
 from nestify.emit.calls import Call
 from nestify.emit.state import State
 
+_CARD = """---
+{front}
+---
+
+# {name}
+
+A network written out by nestify as plain PyTorch; `model.py` needs torch alone.
+
+```python
+from model import load
+
+model = load()  # eval mode, weights.safetensors
+```
+
+| input | example shape | dtype |
+|---|---|---|
+{inputs}
+
+| | |
+|---|---|
+{facts}
+"""
+
 
 def model_card(
     name: str, state: State, call: Call, names: Sequence[str], metadata: Mapping[str, str]
@@ -25,31 +48,12 @@ def model_card(
         for n, t in zip(names, call.tensors, strict=True)
     ]
     facts = [("values stored", f"{elements:,}"), ("bytes", f"{size:,}"), *sorted(metadata.items())]
-    lines = [
-        "---",
-        *(f"{key}: {json.dumps(value)}" for key, value in front.items()),  # JSON is YAML
-        "---",
-        "",
-        f"# {_cell(name)}",
-        "",
-        "A network written out by nestify as plain PyTorch; `model.py` needs torch alone.",
-        "",
-        "```python",
-        "from model import load",
-        "",
-        "model = load()  # eval mode, weights.safetensors",
-        "```",
-        "",
-        "| input | example shape | dtype |",
-        "|---|---|---|",
-        *shapes,
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {_cell(key)} | {_cell(value)} |" for key, value in facts),
-        "",
-    ]
-    return "\n".join(lines)
+    return _CARD.format(
+        front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()),  # is YAML
+        name=_cell(name),
+        inputs="\n".join(shapes),
+        facts="\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in facts),
+    )
 
 
 def _cell(value: str) -> str:

@@ -111,7 +111,8 @@ def _write_and_check(
         onnx.checker.check_model(path, full_check=True)
     except Exception as error:
         raise VerificationError(
-            f"onnx.checker refuses the file: {first_line(error)}; nothing was written"
+            f"onnx.checker refuses the file: {first_line(error)}; nothing was written. "
+            "In bfloat16 or float64 many ops have no ONNX form: export model.float()"
         ) from error
     return largest_error("the ONNX file in onnxruntime", _runner(path, names), cases, tolerance)
 
