@@ -41,6 +41,7 @@ def fingerprint(nested: NestedModel) -> Fingerprint:
     structure = json.dumps([nested.recipe, units, shapes])
     weights = hashlib.sha256()
     for _, tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        # A clone, as a single element may count as contiguous with any stride, which view refuses.
+        flat = tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
         weights.update(flat.view(torch.uint8).numpy().data)
     return Fingerprint(hashlib.sha256(structure.encode()).hexdigest(), weights.hexdigest())

@@ -242,6 +242,21 @@ def test_fingerprints_tell_weights_from_structure() -> None:
 
 
 @pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.empty_strided((1,), (768,)),
+        torch.tensor(3),
+        torch.ones(3, 2, dtype=torch.bfloat16).t(),
+        torch.empty(0),
+    ],
+)
+def test_any_tensor_has_a_fingerprint(tensor: torch.Tensor) -> None:
+    nested = chain(2)
+    nested.register_buffer("extra", tensor)
+    assert len(fingerprint(cast(Any, nested)).weights) == 64
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"method": "magic"}, "unknown method 'magic': the methods are greedy, uniform, random"),
