@@ -37,8 +37,9 @@ class Reason(NamedTuple):
 class Dim:
     """One elastic dim of ``size`` positions, indivisible until a reason to refine it appears.
 
-    ``ref`` is the expression that replaced it, ``batch`` marks the free batch dim (always kept whole, of
-    any size at run time) and ``tags`` collects what rules know of its role (``"path"``, ``"head"``).
+    ``ref`` is the expression that replaced it, ``batch`` marks the free batch dim (always kept
+    whole, of any size at run time) and ``tags`` collects what rules know of its role (``"path"``,
+    ``"head"``).
     """
 
     __slots__ = ("batch", "ref", "size", "tags", "uid")
@@ -131,7 +132,7 @@ def product(factors: Iterable[Expr]) -> Expr:
 
 
 def concat(parts: Iterable[Expr]) -> Expr:
-    """Build the canonical concatenation: flat, without empty parts, neighbouring constants merged."""
+    """Build the canonical concatenation: flat, no empty parts, neighbouring constants merged."""
     flat: list[Expr] = []
     for item in parts:
         for part in item.parts if isinstance(item, Concat) else (item,):
@@ -146,16 +147,34 @@ def concat(parts: Iterable[Expr]) -> Expr:
     return flat[0] if len(flat) == 1 else Concat(tuple(flat))
 
 
-def _children(expr: Expr) -> tuple[Expr, ...]:
-    if isinstance(expr, Dim):
-        return () if expr.ref is None else (expr.ref,)
+def _parts(expr: Expr) -> tuple[Expr, ...]:
     if isinstance(expr, Product):
         return expr.factors
     return expr.parts if isinstance(expr, Concat) else ()
 
 
-def _is_final(expr: Expr) -> bool:
-    return isinstance(expr, Const) or (isinstance(expr, Dim) and expr.ref is None)
+def _root(expr: Expr) -> Expr:
+    """Follow replaced Dims to what they stand for, and shorten the path behind."""
+    top = expr
+    while isinstance(top, Dim) and top.ref is not None:
+        top = top.ref
+    while isinstance(expr, Dim) and expr.ref is not None and expr.ref is not top:
+        expr.ref, expr = top, expr.ref
+    return top
+
+
+def _inlined(expr: Expr) -> tuple[Expr, ...]:
+    """Parts of a Product or Concat, with parts of the same kind opened, however deep they lie."""
+    kind = type(expr)
+    flat: list[Expr] = []
+    stack = list(reversed(_parts(expr)))
+    while stack:
+        top = _root(stack.pop())
+        if isinstance(top, kind):
+            stack.extend(reversed(_parts(top)))
+        else:
+            flat.append(top)
+    return tuple(flat)
 
 
 def resolve(expr: Expr) -> Expr:
@@ -166,29 +185,33 @@ def resolve(expr: Expr) -> Expr:
     >>> resolve(a) is b
     True
     """
-    if _is_final(expr) or (
-        isinstance(expr, Product | Concat) and all(_is_final(part) for part in _children(expr))
-    ):
-        return expr
+    top = _root(expr)
+    if isinstance(top, Dim | Const):
+        return top
     done: dict[int, Expr] = {}
-    stack = [expr]
+    stack = [top]
     while stack:
-        top = stack[-1]
-        children = _children(top)
-        pending = [c for c in children if id(c) not in done and not _is_final(c)]
+        item = stack[-1]
+        parts = _inlined(item)
+        pending = [p for p in parts if not isinstance(p, Dim | Const) and id(p) not in done]
         if pending:
             stack.extend(pending)
             continue
         stack.pop()
-        done[id(top)] = _rebuild(top, [done.get(id(child), child) for child in children])
-    return done[id(expr)]
+        done[id(item)] = _rebuild(item, [done.get(id(part), part) for part in parts])
+    return done[id(top)]
 
 
-def _rebuild(expr: Expr, children: list[Expr]) -> Expr:
-    if isinstance(expr, Dim):
-        expr.ref = children[0]  # path compression
-        return children[0]
-    return product(children) if isinstance(expr, Product) else concat(children)
+def _rebuild(expr: Expr, parts: list[Expr]) -> Expr:
+    """Make the canonical form of ``expr``: in place if it keeps its kind, for all who share it."""
+    made = product(parts) if isinstance(expr, Product) else concat(parts)
+    if isinstance(expr, Product) and isinstance(made, Product):
+        expr.factors = made.factors
+        return expr
+    if isinstance(expr, Concat) and isinstance(made, Concat):
+        expr.parts = made.parts
+        return expr
+    return made
 
 
 def leaves_of(expr: Expr) -> Iterator[Dim | Const]:
@@ -199,7 +222,7 @@ def leaves_of(expr: Expr) -> Iterator[Dim | Const]:
         if isinstance(top, Dim | Const):
             yield top
         else:
-            stack.extend(reversed(_children(top)))
+            stack.extend(reversed(_parts(top)))
 
 
 def dims_of(expr: Expr) -> Iterator[Dim]:

@@ -12,6 +12,7 @@ from nestify.dims.expressions import (
     Product,
     Reason,
     concat,
+    dims_of,
     fix,
     new_dim,
     product,
@@ -21,7 +22,7 @@ from nestify.dims.expressions import (
 
 __all__ = ["factor", "split", "unify"]
 
-# --- unify ------------------------------------------------------------------------------------------------
+# --- unify ----------------------------------------------------------------------------------------
 
 
 def unify(a: Expr, b: Expr, why: Reason) -> None:
@@ -63,9 +64,13 @@ def _bind(dim: Dim, expr: Expr, why: Reason) -> None:
         gone.ref = keep
     elif isinstance(expr, Const):
         dim.ref = expr if expr.reason else Const(dim.size, why)
+    elif dim.batch or any(leaf is dim for leaf in dims_of(expr)):
+        # A dim is a part of itself only beside a batch dim of size 1.
+        fix(dim, why._replace(text="the batch dim meets a dim that has parts"))
+        fix(expr, why._replace(text="the batch dim meets a dim that has parts"))
     else:
-        if dim.batch:
-            fix(expr, why._replace(text="the batch dim meets a dim that has parts"))
+        for leaf in dims_of(expr):
+            leaf.tags |= dim.tags
         dim.ref = expr
 
 
@@ -92,7 +97,7 @@ def _align_products(a: Product, b: Product, why: Reason) -> Iterator[tuple[Expr,
 
 
 def _align_concats(a: Concat, b: Concat, why: Reason) -> Iterator[tuple[Expr, Expr]]:
-    """Pair parts from the left, splitting the longer of the two heads where the shorter one ends."""
+    """Pair parts from the left, splitting the longer of the two heads where the shorter ends."""
     left, right = list(reversed(a.parts)), list(reversed(b.parts))
     while left and right:
         x, y = left.pop(), right.pop()
@@ -109,10 +114,14 @@ def _align_mixed(a: Expr, b: Expr, why: Reason) -> tuple[Expr, Expr]:
     """Read the Concat of a Product-Concat pair as a product with the other's first factor."""
     prod, cat = (a, b) if isinstance(a, Product) else (b, a)
     assert isinstance(prod, Product)
-    return prod, product(factor(cat, prod.factors[0].size, why))
+    head = prod.factors[0]
+    if head.size == 1:  # a batch dim of 1: as a constant it drops out of the product
+        fix(head, why)
+        return prod, cat
+    return prod, product(factor(cat, head.size, why))
 
 
-# --- split ------------------------------------------------------------------------------------------------
+# --- split ----------------------------------------------------------------------------------------
 
 
 def split(expr: Expr, k: int, why: Reason) -> tuple[Expr, Expr]:
@@ -160,14 +169,14 @@ def _split_dim(dim: Dim, k: int, why: Reason) -> tuple[Expr, Expr]:
 
 def _split_product(item: Product, at: int, why: Reason) -> list[tuple[Expr, int]]:
     """Rewrite the cut of a product as cuts of its first factor or of one of its copies."""
-    head = item.factors[0]
-    inner = product(item.factors[1:])
+    head, *others = item.factors
+    inner = product(others)
     rows, rest = divmod(at, inner.size)
     if not rest and not isinstance(head, Const):
         first, last = split(head, rows, why)
         return [(product([first, inner]), at), (product([last, inner]), 0)]
     if not isinstance(head, Const):
-        # The cut falls inside one row of an elastic factor: rows must stay countable, so they are fixed.
+        # The cut falls inside one row of an elastic factor: rows must stay countable.
         fix(head, why._replace(text=f"cuts {show(item)} at {at}, inside one part of {inner.size}"))
         return [(resolve(item), at)]
     before = product([Const(rows, head.reason), inner]) if rows else Const(0)
@@ -177,7 +186,7 @@ def _split_product(item: Product, at: int, why: Reason) -> list[tuple[Expr, int]
     return [(before, before.size), *middle, (tail, 0)]
 
 
-# --- factor -----------------------------------------------------------------------------------------------
+# --- factor ---------------------------------------------------------------------------------------
 
 
 def factor(expr: Expr, m: int, why: Reason) -> tuple[Expr, Expr]:
@@ -215,23 +224,23 @@ def _factor_dim(dim: Dim, m: int, why: Reason) -> tuple[Expr, Expr]:
 
 
 def _factor_product(expr: Product, m: int, why: Reason) -> tuple[Expr, Expr] | None:
-    size = 1
-    for i, part in enumerate(expr.factors):
+    size, parts = 1, expr.factors
+    for i, part in enumerate(parts):
         if size * part.size <= m:
             size *= part.size
             if size == m:
-                return product(expr.factors[: i + 1]), product(expr.factors[i + 1 :])
+                return product(parts[: i + 1]), product(parts[i + 1 :])
             continue
         need = m // size
         if m % size or part.size % need:
             return None
         left, right = factor(part, need, why)
-        return product([*expr.factors[:i], left]), product([right, *expr.factors[i + 1 :]])
+        return product([*parts[:i], left]), product([right, *parts[i + 1 :]])
     return None
 
 
 def _factor_concat(expr: Concat, m: int, why: Reason) -> tuple[Expr, Expr]:
-    """Share the inner factor where every part holds whole rows; else equal the ``m`` rows themselves."""
+    """Share the inner factor where every part holds whole rows; else make the ``m`` rows equal."""
     inner = expr.size // m
     if all(part.size % inner == 0 for part in expr.parts):
         pairs = [factor(part, part.size // inner, why) for part in expr.parts]

@@ -1,4 +1,4 @@
-"""One op call under analysis: its arguments by name, the dims of its tensors, and what its rule found."""
+"""One op call under analysis: its arguments by name, its tensors' dims, and what its rule found."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from nestify import dims
 from nestify.dims import Expr, Reason
@@ -17,29 +17,31 @@ Literal = Expr | int | tuple["Expr | int | None", ...]
 
 
 def op_name(target: Any) -> str:
-    """Name an op as the rule table does: no namespace for ATen, no overload, no in-place underscore.
+    """Name an op as the table does: no namespace for ATen, no overload, no in-place underscore.
 
     >>> op_name(torch.ops.aten.relu_.default), op_name(operator.getitem)
     ('relu', 'getitem')
     """
-    if isinstance(target, torch._ops.OpOverload):
-        space, _, name = target._schema.name.partition("::")
+    if isinstance(target, OpOverload):
+        space, _, name = target.name().partition("::")
+        name, _, _ = name.partition(".")
         name = name if name.startswith("__") else name.rstrip("_")
         return name if space == "aten" else f"{space}::{name}"
     return getattr(target, "__name__", str(target))
 
 
 @cache
-def _schema(target: torch._ops.OpOverload) -> tuple[tuple[str, Any], ...]:
+def _schema(target: OpOverload) -> tuple[tuple[str, Any], ...]:
+    """Argument names and defaults; torch gives a schema under a private name only."""
+    arguments = target._schema.arguments  # pyright: ignore[reportPrivateUsage]
     return tuple(
-        (arg.name, arg.default_value if arg.has_default_value() else None)
-        for arg in target._schema.arguments
+        (arg.name, arg.default_value if arg.has_default_value() else None) for arg in arguments
     )
 
 
 def bind_arguments(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of a call by their schema names, defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return {str(i): arg for i, arg in enumerate(node.args)}
     schema = _schema(node.target)
     bound = dict(schema)
@@ -75,7 +77,7 @@ class Call:
         self.normalised: list[Expr] = []
         self.macs: list[tuple[Expr, ...]] = []
 
-    # --- reading ------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def dims(self, name: str) -> Dims | None:
         """Dims of a tensor argument, or None where the argument is not a tensor."""
@@ -90,6 +92,7 @@ class Call:
         return found
 
     def dims_of(self, node: fx.Node) -> Dims:
+        """Dims of the tensor that ``node`` gives."""
         return self._known[node]
 
     def tensors(self) -> list[fx.Node]:
@@ -102,6 +105,7 @@ class Call:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
+        """Real shape of the output in the example run."""
         return shape_of(self.node)
 
     def axis(self, name: str, rank: int) -> int:
@@ -109,21 +113,26 @@ class Call:
         value = self.args[name]
         return value % rank if rank else 0
 
-    # --- writing ------------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def why(self, text: str) -> Reason:
+        """The reason that this call gives for a dim it fixes."""
         return Reason(self.node.name, self.op, text)
 
     def unify(self, a: Expr, b: Expr, text: str = "meets a dim of constant size") -> None:
+        """Make ``a`` and ``b`` one dim; ``text`` is the reason where that fixes them."""
         dims.unify(a, b, self.why(text))
 
     def fix(self, expr: Expr, text: str) -> None:
+        """Make ``expr`` constant, for the reason given."""
         dims.fix(expr, self.why(text))
 
     def split(self, expr: Expr, k: int) -> tuple[Expr, Expr]:
+        """Cut ``expr`` after ``k`` positions."""
         return dims.split(expr, k, self.why("cuts at a position that no refinement explains"))
 
     def factor(self, expr: Expr, m: int) -> tuple[Expr, Expr]:
+        """Read ``expr`` as ``m`` rows."""
         return dims.factor(expr, m, self.why("reads it in parts that no refinement explains"))
 
     def contract(self, name: str, dim: int) -> None:
@@ -132,7 +141,7 @@ class Call:
         self.contracted.append((node, dim % len(self.dims_of(node))))
 
     def broadcast(self, shapes: Sequence[Dims]) -> list[Expr]:
-        """Unify dims aligned from the right, where dims of size 1 stretch; return the result's dims."""
+        """Unify dims aligned from the right, dims of size 1 stretched; return the result's dims."""
         rank = max((len(shape) for shape in shapes), default=0)
         out: list[Expr] = []
         for i in range(-rank, 0):
