@@ -1,4 +1,7 @@
-"""nestify: a graph-rewriting model-transformation compiler for PyTorch."""
+"""nestify: a graph-rewriting model-transformation compiler for PyTorch.
+
+One training run gives a nested family of networks: smaller ones live inside larger ones.
+"""
 
 from __future__ import annotations
 
@@ -15,37 +18,52 @@ from nestify.errors import (
 )
 
 if TYPE_CHECKING:
-    from nestify.api import estimate as estimate
-    from nestify.api import trace as trace
-    from nestify.api import transform as transform
-    from nestify.cost import Cost as Cost
-    from nestify.nested import NestedModel as NestedModel
-    from nestify.space import SearchSpace as SearchSpace
-    from nestify.space import Subnet as Subnet
-    from nestify.space import Unit as Unit
-
-# Loaded on first use, so that `import nestify` costs next to nothing.
-_LAZY = {
-    "Cost": "nestify.cost",
-    "NestedModel": "nestify.nested",
-    "SearchSpace": "nestify.space",
-    "Subnet": "nestify.space",
-    "Unit": "nestify.space",
-    "estimate": "nestify.api",
-    "trace": "nestify.api",
-    "transform": "nestify.api",
-}
+    from nestify.api import estimate, trace, transform
+    from nestify.cost import Cost
+    from nestify.emit import export
+    from nestify.explore import search
+    from nestify.nested import NestedModel
+    from nestify.plans import Plan
+    from nestify.space import SearchSpace, Subnet, Unit
+    from nestify.targets import list_targets
 
 __version__ = "0.1.0"
 __all__ = [
     "ArtifactError",
     "CaptureError",
+    "Cost",
     "InfeasibleError",
+    "NestedModel",
     "NestifyError",
+    "Plan",
+    "SearchSpace",
+    "Subnet",
+    "Unit",
     "UsageError",
     "VerificationError",
-    *_LAZY,
+    "estimate",
+    "export",
+    "list_targets",
+    "search",
+    "trace",
+    "transform",
 ]
+
+# Loaded on first use, so that `import nestify` costs next to nothing.
+_LAZY = {
+    "Cost": "nestify.cost",
+    "NestedModel": "nestify.nested",
+    "Plan": "nestify.plans",
+    "SearchSpace": "nestify.space",
+    "Subnet": "nestify.space",
+    "Unit": "nestify.space",
+    "estimate": "nestify.api",
+    "export": "nestify.emit",
+    "list_targets": "nestify.targets",
+    "search": "nestify.explore",
+    "trace": "nestify.api",
+    "transform": "nestify.api",
+}
 
 
 def __getattr__(name: str) -> Any:

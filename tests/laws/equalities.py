@@ -1,0 +1,82 @@
+"""The laws that every captured model obeys, as one check: nested = extracted = silenced original."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import nestify
+from nestify.compare import relative_error
+from nestify.dims import dims_of
+from nestify.groups import Graph
+from tests.laws.oracle import flat_inputs, silenced
+
+EVERYTHING = "fn3-channel{where=all}+fn3-neuron{where=all}+fn3-head+fn3-path"
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+Inputs = tuple[Any, ...]
+
+
+def check_laws(model: nn.Module, inputs: Inputs, *, subnets: int = 3, seed: int = 0, other: Inputs = ()) -> int:
+    """Assert every equality on ``subnets`` random subnets; return the number of elastic groups.
+
+    ``other`` holds inputs of another batch size.
+    """
+    model.eval()
+    graph = nestify.trace(model, inputs)
+    if not graph.groups:
+        return 0
+    nested = nestify.transform(model, EVERYTHING, inputs).eval()
+    tolerance = TOLERANCE[_dtype(model)]
+    generator = torch.Generator().manual_seed(seed)
+    # Gradients on: without them nn.MultiheadAttention takes a fused path that rounds otherwise.
+    for batch in filter(None, (inputs, other if nested.graph.batch is not None else ())):
+        assert _bit_equal(nested(*batch), model(*batch)), "the largest subnet is not the original"
+    draw = random.Random(seed)
+    with torch.no_grad():
+        for _ in range(subnets):
+            _check_subnet(nested, nested.space.sample(generator), inputs, other, tolerance)
+            _check_silenced(nested, draw, tolerance)
+    return len(graph.groups)
+
+
+def _check_subnet(nested: Any, subnet: nestify.Subnet, inputs: Inputs, other: Inputs, tolerance: float) -> None:
+    slim = nested.extract(subnet, verify=False)
+    with nested.activate(subnet):
+        for batch in (inputs, other if nested.graph.batch is not None else ()):
+            if batch:
+                error = relative_error(nested(*batch), slim(*batch))
+                assert error <= tolerance, f"nested and extracted differ by {error:.1e} under {subnet}"
+    costs = nested.estimate([subnet]).row(0)
+    assert costs.params == sum(p.numel() for p in slim.parameters()), "predicted parameters are wrong"
+
+
+def _check_silenced(nested: Any, draw: random.Random, tolerance: float) -> None:
+    """Arbitrary kept positions in every group that no statistic spans."""
+    graph: Graph = nested.graph
+    spanned = {d for call in graph.calls.values() for expr in call.normalised for d in dims_of(expr)}
+    picks = {
+        group.name: torch.tensor(sorted(draw.sample(range(group.size), draw.randint(1, group.size))))
+        for group in graph.groups
+        if group.dim not in spanned
+    }
+    slim = nested.extract(picks, verify=False)
+    reference = silenced(
+        graph, dict(nested.named_tensors()), nested.keep(picks), flat_inputs(nested.example_inputs)
+    )
+    sliced = pytree.tree_leaves(slim(*nested.example_inputs))
+    error = relative_error(reference, sliced)
+    assert error <= tolerance, f"extracted and silenced original differ by {error:.1e}, kept {picks}"
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters()), torch.float32)
+
+
+def _bit_equal(a: Any, b: Any) -> bool:
+    left, right = pytree.tree_leaves(a), pytree.tree_leaves(b)
+    return len(left) == len(right) and all(torch.equal(x, y) for x, y in zip(left, right, strict=True))
