@@ -155,6 +155,9 @@ def progress() -> Generator[Callable[[str, int, int], None]]:
 
         def bar(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
+                for before in tasks.values():  # a search may need less than it may spend
+                    bars.remove_task(before)
+                tasks.clear()
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
