@@ -41,3 +41,7 @@ class ArtifactError(NestifyError):
     """A file read from outside is malformed, of an unknown version, or unsafe."""
 
     exit_code = 6
+
+
+class NestifyWarning(UserWarning):
+    """Something of the model that the result leaves out; the message names the module and source line."""

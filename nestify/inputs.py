@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nestify.errors import CaptureError
-from nestify.modes import eval_mode
+from nestify.modes import left_as_found
 
 __all__ = ["infer_inputs"]
 
@@ -27,7 +27,8 @@ def infer_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
         CaptureError: none of them ran; the message says what was tried.
     """
     tried: list[str] = []
-    with eval_mode(model), torch.no_grad():
+    with left_as_found(model), torch.no_grad():
+        model.eval()
         for label, args, kwargs in _candidates(model):
             try:
                 model(*args, **kwargs)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from nestify.rules import op_name
 
-__all__ = ["MODULES", "build_module"]
+__all__ = ["MODULES", "build_module", "dropout_module"]
 
 Args = Mapping[str, Any]
 Tensors = Mapping[str, torch.Tensor | None]
@@ -164,3 +164,21 @@ def build_module(target: Any, args: Args, tensors: Tensors, rank: int) -> nn.Mod
     """The plain torch module that computes this call, on the meta device, or None where torch has none."""
     entry = MODULES.get(op_name(target))
     return entry[2](args, tensors, rank) if entry else None
+
+
+_DROPOUTS: dict[str, type[nn.Module]] = {
+    "dropout": nn.Dropout,
+    "alpha_dropout": nn.AlphaDropout,
+    "feature_alpha_dropout": nn.FeatureAlphaDropout,
+}
+_FEATURE_DROPOUTS = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}
+
+
+def dropout_module(node: fx.Node, args: Args, rank: int) -> nn.Module | None:
+    """The torch module for a call that draws in training only, or None where torch has none."""
+    name = op_name(node.target)
+    inplace = str(node.target).split(".")[-2].endswith("_")
+    if name == "rrelu":
+        return nn.RReLU(args["lower"], args["upper"], inplace=inplace)
+    kind = _FEATURE_DROPOUTS.get(rank) if name == "feature_dropout" else _DROPOUTS.get(name)
+    return None if kind is None else kind(args["p"], inplace=inplace)

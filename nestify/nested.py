@@ -19,18 +19,17 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from nestify.calibration import reestimate_batch_norm
-from nestify.capture import copy_tensors
 from nestify.compare import relative_error
 from nestify.cost import Costs, Pricing
 from nestify.errors import UsageError, VerificationError
-from nestify.extract import emit
+from nestify.extract import emit, module_tree
 from nestify.groups import DimGroup, Graph
-from nestify.modes import eval_mode
+from nestify.modes import left_as_found, modes_in_training
 from nestify.original import as_original_class
-from nestify.program import Program, Step
+from nestify.program import Bound, Program
 from nestify.slicing import Keep, check_positions
 from nestify.space import SearchSpace, Subnet, Unit
-from nestify.trees import get_tensor, put_tensor
+from nestify.trees import submodule, tensors_of
 
 __all__ = ["NestedModel"]
 
@@ -51,24 +50,18 @@ class NestedModel(nn.Module):
 
     def __init__(self, graph: Graph, units: Sequence[Unit], recipe: str) -> None:
         super().__init__()
-        captured = graph.capture
-        tensors = copy_tensors(captured.tensors)
-        full = emit(graph, tensors, Keep({}))
-        for name, child in full.named_children():
-            if hasattr(NestedModel, name):
-                raise UsageError(
-                    f"module name {name!r} is also an attribute of a nested model; rename it in your class"
-                )
-            self.add_module(name, child)
-        _adopt(self, full, tensors, captured.aliases, captured.model)
         self.graph = graph
         self.recipe = recipe
         self.space = SearchSpace(tuple(units))
         self._groups = {group.name: group for group in graph.groups}
         self._active: Subnet | None = None
-        self._programs: OrderedDict[tuple[Subnet, int], list[Step]] = OrderedDict()
+        self._programs: OrderedDict[tuple[Subnet, int], Bound] = OrderedDict()
         self._program = Program(graph)
-        self.train(captured.model.training)
+        self._in_training = modes_in_training(graph.capture.model)
+        tree = module_tree(graph)
+        for registry in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            vars(self)[registry] = vars(tree)[registry]
+        self.training = graph.capture.model.training
 
     @property
     def example_inputs(self) -> tuple[Any, ...]:
@@ -77,6 +70,15 @@ class NestedModel(nn.Module):
     @property
     def example_kwargs(self) -> dict[str, Any]:
         return dict(self.graph.capture.example_kwargs)
+
+    def train(self, mode: bool = True) -> NestedModel:
+        """Set the mode as the original does: modules that its own ``train`` keeps in eval stay there."""
+        super().train(mode)
+        for path, trains in self._in_training.items():
+            module = submodule(self, path)
+            if mode and not trains and module is not None:
+                module.training = False
+        return self
 
     # --- running ------------------------------------------------------------------------------------------
 
@@ -92,7 +94,7 @@ class NestedModel(nn.Module):
         values = self._program.run(self, steps, flat)
         return pytree.tree_unflatten(values, captured.out_spec)
 
-    def _bind(self, subnet: Subnet, batch: int) -> list[Step]:
+    def _bind(self, subnet: Subnet, batch: int) -> Bound:
         key = (subnet, batch)
         if key not in self._programs:
             self._programs[key] = self._program.bind(self.keep(subnet), batch)
@@ -154,8 +156,7 @@ class NestedModel(nn.Module):
             VerificationError: the result differs from this model under the same subnet.
         """
         keep = self.keep(subnet)
-        tensors = dict(self.named_tensors())
-        slim = emit(self.graph, tensors, keep)
+        slim = emit(self.graph, dict(tensors_of(self)), keep)
         if calibrate is not None:
             reestimate_batch_norm(slim, calibrate)
         elif verify:
@@ -169,7 +170,8 @@ class NestedModel(nn.Module):
         tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
         if any(t.is_meta for t in (*tensors, *self.parameters())):
             return
-        with eval_mode(self), torch.no_grad():
+        with left_as_found(self), torch.no_grad():
+            self.eval()
             steps = self._program.bind(keep, self._program.batch_size(flat))
             mine = self._program.run(self, steps, flat)
             theirs = pytree.tree_leaves(slim(*self.example_inputs, **self.example_kwargs))
@@ -180,11 +182,6 @@ class NestedModel(nn.Module):
                 f"the extracted model differs from the nested model by {error:.1e} relative (limit {limit:g}); "
                 "this is a defect of nestify: please report it with the model"
             )
-
-    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor the graph reads, under the graph's names."""
-        for name in self.graph.tensor_dims:
-            yield name, get_tensor(self, name)
 
     def estimate(
         self,
@@ -251,31 +248,3 @@ def _in_range(group: DimGroup, size: int) -> int:
     if not 1 <= size <= group.size:
         raise UsageError(f"size {size} of group {group.name!r} is out of range 1..{group.size}")
     return size
-
-
-def _adopt(
-    root: nn.Module,
-    full: nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    aliases: Mapping[str, str],
-    original: nn.Module,
-) -> None:
-    """Give ``root`` every tensor of the original under every name it had, tied ones tied."""
-    made = dict(full.named_parameters(remove_duplicate=False)) | dict(
-        full.named_buffers(remove_duplicate=False)
-    )
-    rest = dict(original.named_parameters(remove_duplicate=False))
-    rest |= dict(original.named_buffers(remove_duplicate=False))
-    fresh = copy_tensors(
-        {n: t for n, t in rest.items() if n not in made and aliases.get(n, n) not in made}
-    )
-    known = {aliases.get(name, name): tensor for name, tensor in made.items()}
-    for name in (*tensors, *rest):
-        canonical = aliases.get(name, name)
-        tensor = known.setdefault(canonical, fresh.get(name, tensors.get(canonical)))  # type: ignore[arg-type]
-        try:
-            present = get_tensor(root, name)
-        except AttributeError:
-            present = None
-        if present is not tensor:
-            put_tensor(root, name, tensor)

@@ -2,167 +2,221 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from nestify.groups import Graph
-from nestify.rules import bind_arguments, op_name
+from nestify.rules import VIEWS, bind_arguments, op_name
 from nestify.slicing import Keep
-from nestify.trees import get_tensor
+from nestify.trees import get_tensor, submodule
 
-__all__ = ["Program", "Step"]
+__all__ = ["Bound", "Program"]
+
+_STATISTICS = {"batch_norm": ("running_mean", "running_var")}
+_STATISTICS["instance_norm"] = _STATISTICS["batch_norm"]
 
 
 class _Slot(NamedTuple):
-    index: int
+    at: int
 
 
-class Step(NamedTuple):
-    """One call: the node, what runs, arguments with slots, and the slots that are free afterwards."""
+class _Step(NamedTuple):
+    """One call with slots for tensors: in eval, in training, and the slots that are free afterwards."""
 
     node: fx.Node
-    run: Any
+    out: int
+    path: str
+    run: Callable[..., Any]
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    kwargs: Mapping[str, Any]
+    in_training: tuple[tuple[Any, ...], Mapping[str, Any]] | None
     frees: tuple[int, ...]
 
 
+class Bound(NamedTuple):
+    """A program with the literals and slices of one subnet and batch size."""
+
+    keep: Keep
+    steps: list[_Step]
+
+
 class Program:
-    """The captured graph as a flat list of steps; binding a subnet fills in its literals and slices."""
+    """The captured graph, ready to be bound to subnets and run on any module tree that holds its tensors."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.slots = {node: i for i, node in enumerate(graph.nodes)}
         self.inputs = [n for n in graph.nodes if n.op == "placeholder"]
         self.attrs = [n for n in graph.nodes if n.op == "get_attr"]
-        self.calls = [n for n in graph.nodes if n.op == "call_function"]
-        self.modules = {path for path, _ in graph.capture.model.named_modules()}
-        self.output = next(n for n in graph.nodes if n.op == "output")
-        last: dict[fx.Node, fx.Node] = {}
-        for node in graph.nodes:
-            for source in node.all_input_nodes:
-                last[source] = node
-        frees: dict[fx.Node, list[int]] = {}
-        for source, node in last.items():
-            frees.setdefault(node, []).append(self.slots[source])
-        self.steps = [self._step(node, tuple(frees.get(node, ()))) for node in self.calls]
-        self.elastic = [i for i, node in enumerate(self.calls) if graph.calls[node].literals]
-        self.batched = next(
-            (i for i, n in enumerate(self.inputs) if n.name in graph.capture.batched), None
-        )
-        self.values = fx.map_arg(self.output.args[0], lambda n: _Slot(self.slots[n]))
+        self.written = _written(graph)
+        frees = _last_uses(graph)
+        self.steps = [
+            self._step(node, tuple(self.slots[n] for n in frees.get(node, ())))
+            for node in graph.nodes
+            if node.op == "call_function"
+        ]
+        output = next(n for n in graph.nodes if n.op == "output")
+        self.values = cast(list[Any], self._slotted(output.args[0]))
 
     def batch_size(self, flat: Sequence[Any]) -> int:
-        return 0 if self.batched is None else int(flat[self.batched].shape[0])
+        """The batch size of these inputs; 0 where the graph has no batch."""
+        batched = self.graph.capture.batched
+        sizes = (v.shape[0] for n, v in zip(self.inputs, flat, strict=True) if n.name in batched)
+        return next(sizes, 0)
 
-    def _step(self, node: fx.Node, frees: tuple[int, ...]) -> Step:
-        name = op_name(node.target)
-        args = fx.map_arg(node.args, lambda n: _Slot(self.slots[n]))
-        kwargs = fx.map_arg(dict(node.kwargs), lambda n: _Slot(self.slots[n]))
-        run = {
-            "batch_norm": _batch_norm,
-            "dropout": _dropout,
-            "nestify::stochastic": _stochastic,
-        }.get(name)
-        return Step(node, run, args, kwargs, frees)
+    def _slotted(self, value: Any) -> Any:
+        return fx.map_arg(value, lambda n: _Slot(self.slots[n]))
 
-    def bind(self, keep: Keep, batch: int) -> list[Step]:
+    def _step(self, node: fx.Node, frees: tuple[int, ...]) -> _Step:
+        run: Any = {"nestify::stochastic": _stochastic, "batch_norm": _batch_norm}.get(
+            op_name(node.target), node.target
+        )
+        args, kwargs = self._slotted(node.args), self._slotted(dict(node.kwargs))
+        modes = self.graph.capture.mode_args
+        changed = {
+            name: modes[node.name, name]
+            for name in bind_arguments(node)
+            if (node.name, name) in modes
+        }
+        in_training = _replaced(node, args, kwargs, changed) if changed else None
+        path = str(node.meta["path"])
+        return _Step(node, self.slots[node], path, run, args, kwargs, in_training, frees)
+
+    def bind(self, keep: Keep, batch: int) -> Bound:
+        """Fill in what a subnet keeps; steps without a size among their arguments are shared."""
         if self.graph.batch is not None:
             keep.sizes[self.graph.batch] = batch
-        steps = list(self.steps)
-        for i in self.elastic:
-            steps[i] = self._respell(steps[i], keep)
-        plans = [self.graph.tensor_dims[str(node.target)] for node in self.attrs]
-        for dims in plans:
-            keep.plan(dims)
-        return [Step(self.output, keep, (), {}, ()), *steps]
+        for node in self.attrs:
+            keep.plan(self.graph.tensor_dims[str(node.target)])
+        return Bound(keep, [self._respelled(step, keep) for step in self.steps])
 
-    def _respell(self, step: Step, keep: Keep) -> Step:
+    def _respelled(self, step: _Step, keep: Keep) -> _Step:
         literals = self.graph.calls[step.node].literals
-        names = list(bind_arguments(step.node))
-        args, kwargs = list(step.args), dict(step.kwargs)
-        for name, expr in literals.items():
-            at = names.index(name)
-            if at < len(args):
-                args[at] = keep.literal(args[at], expr)
-            elif name in kwargs:
-                kwargs[name] = keep.literal(kwargs[name], expr)
-            else:
-                default = bind_arguments(step.node)[name]
-                if default is not None:
-                    kwargs[name] = keep.literal(default, expr)
-        return step._replace(args=tuple(args), kwargs=kwargs)
+        if not literals:
+            return step
+        bound = bind_arguments(step.node)
+        spelled = {
+            name: keep.literal(self._slotted(bound[name]), expr)
+            for name, expr in literals.items()
+            if bound[name] is not None
+        }
+        args, kwargs = _replaced(step.node, step.args, step.kwargs, spelled)
+        in_training = step.in_training
+        if in_training is not None:
+            in_training = _replaced(step.node, *in_training, spelled)
+        return step._replace(args=args, kwargs=kwargs, in_training=in_training)
 
-    def run(self, root: nn.Module, steps: Sequence[Step], flat: Sequence[Any]) -> list[Any]:
-        keep: Keep = steps[0].run
+    def run(self, root: nn.Module, bound: Bound, flat: Sequence[Any]) -> list[Any]:
+        """Run on the tensors of ``root``, each module of it in its own mode; returns the flat outputs."""
         env: list[Any] = [None] * len(self.slots)
         for node, value in zip(self.inputs, flat, strict=True):
             env[self.slots[node]] = value
         for node in self.attrs:
             name = str(node.target)
-            env[self.slots[node]] = keep.slice(get_tensor(root, name), self.graph.tensor_dims[name])
-        for step in steps[1:]:
-            args = [_fill(arg, env) for arg in step.args]
-            kwargs = {name: _fill(arg, env) for name, arg in step.kwargs.items()}
-            slot = self.slots[step.node]
-            if step.run is None:
-                env[slot] = step.node.target(*args, **kwargs)  # type: ignore[operator]
+            full = get_tensor(root, name)
+            env[self.slots[node]] = bound.keep.slice(full, self.graph.tensor_dims[name])
+        written = [(node, env[self.slots[node]]) for node in self.written]
+        for step in bound.steps:
+            args, kwargs = step.args, step.kwargs
+            if step.in_training is not None and _trains(root, step.path):
+                args, kwargs = step.in_training
+            args = [_fill(arg, env) for arg in args]
+            kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()}
+            if step.run is step.node.target:
+                env[step.out] = step.run(*args, **kwargs)
             else:
-                env[slot] = step.run(self, root, step.node, keep, args)
+                env[step.out] = step.run(root, step, args)
             for index in step.frees:
                 env[index] = None
+        for node, value in written:
+            self._write_back(root, bound.keep, str(node.target), value)
         return [_fill(value, env) for value in self.values]
+
+    def _write_back(self, root: nn.Module, keep: Keep, name: str, value: torch.Tensor) -> None:
+        """What calls wrote into a copied slice of a buffer; views wrote into the buffer itself."""
+        dims = self.graph.tensor_dims[name]
+        if all(isinstance(cut, int) for _, cut in keep.plan(dims)):
+            return
+        full = get_tensor(root, name)
+        grid = torch.meshgrid(*(keep.indices(e).to(full.device) for e in dims), indexing="ij")
+        with torch.no_grad():
+            full[grid] = value
 
 
 def _fill(arg: Any, env: list[Any]) -> Any:
     if arg.__class__ is _Slot:
-        return env[arg.index]
+        return env[arg.at]
     if isinstance(arg, list | tuple) and not isinstance(arg, torch.Size):
-        return [_fill(item, env) for item in arg]
+        return [_fill(item, env) for item in cast(Sequence[Any], arg)]
     return arg
 
 
-def _batch_norm(
-    program: Program, root: nn.Module, node: fx.Node, keep: Keep, args: list[Any]
-) -> torch.Tensor:
-    """BatchNorm in the mode of its module; statistics of a subnet are written to its prefix."""
+def _replaced(
+    node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], new: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with some values replaced by name, wherever they are given."""
+    names = list(bind_arguments(node))
+    given = names[: len(args)]
+    spelled = tuple(new.get(name, arg) for name, arg in zip(given, args, strict=False))
+    return spelled, {**kwargs, **{n: v for n, v in new.items() if n not in given}}
+
+
+def _last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
+    """Each node -> the values that nothing reads after it."""
+    last = {source: node for node in graph.nodes for source in node.all_input_nodes}
+    frees: dict[fx.Node, list[fx.Node]] = {}
+    for source, node in last.items():
+        frees.setdefault(node, []).append(source)
+    return frees
+
+
+def _written(graph: Graph) -> list[fx.Node]:
+    """The buffers and constants that some call writes into, in place or as running statistics."""
+    base: dict[fx.Node, fx.Node] = {n: n for n in graph.nodes if n.op == "get_attr"}
+    found: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        bound = bind_arguments(node)
+        targets = [bound.get(name) for name in _STATISTICS.get(op_name(node.target), ())]
+        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        schema = getattr(node.target, "_schema", None)
+        if source in base and (schema is not None and schema.is_mutable):
+            targets.append(source)
+        if source in base and (op_name(node.target) in VIEWS or source in targets):
+            base[node] = base[source]
+        found |= {base[t]: None for t in targets if isinstance(t, fx.Node) and t in base}
+    tensors = graph.capture.tensors
+    return [n for n in found if not isinstance(tensors[str(n.target)], nn.Parameter)]
+
+
+# --- calls that need their module ---------------------------------------------------------------------------
+
+
+def _trains(root: nn.Module, path: str) -> bool:
+    return (submodule(root, path) or root).training
+
+
+def _batch_norm(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
+    """In training a BatchNorm counts its batches, and may average over all of them."""
     x, weight, bias, mean, var, training, momentum, eps, _ = args
-    module = root.get_submodule(str(node.meta["path"])) if node.meta["path"] else root
-    if not (module.training and mean is not None):
-        return F.batch_norm(x, mean, var, weight, bias, bool(training), momentum, eps)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        momentum = module.momentum
-        if module.num_batches_tracked is not None:
-            module.num_batches_tracked.add_(1)
-            momentum = 1.0 / float(module.num_batches_tracked) if momentum is None else momentum
-    out = F.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
-    for stat, source in ((mean, node.args[3]), (var, node.args[4])):
-        assert isinstance(source, fx.Node)
-        dims = program.graph.tensor_dims[str(source.target)]
-        for position, cut in keep.plan(dims):
-            if not isinstance(cut, int):  # a copy, not a view: write the new statistics back
-                get_tensor(root, str(source.target)).index_copy_(
-                    position, cut.to(stat.device), stat
-                )
-    return out
+    owner: Any = submodule(root, step.path)
+    if training and mean is not None and isinstance(owner, _BATCH_NORMS):
+        momentum = owner.momentum
+        if owner.num_batches_tracked is not None:
+            owner.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(owner.num_batches_tracked) if momentum is None else momentum
+    return F.batch_norm(x, mean, var, weight, bias, training, momentum or 0.0, eps)
 
 
-def _dropout(
-    program: Program, root: nn.Module, node: fx.Node, keep: Keep, args: list[Any]
-) -> torch.Tensor:
-    path = str(node.meta["path"])
-    return F.dropout(
-        args[0],
-        args[1],
-        root.get_submodule(path).training if path in program.modules else root.training,
-    )
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def _stochastic(
-    program: Program, root: nn.Module, node: fx.Node, keep: Keep, args: list[Any]
-) -> torch.Tensor:
-    return root.get_submodule(args[1])(args[0])
+def _stochastic(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
+    module = submodule(root, args[1])
+    assert module is not None
+    return module(args[0])

@@ -1,54 +1,106 @@
-"""Module trees by dotted path: read, register and replace modules and tensors."""
+"""Module trees by dotted path: read, register and replace modules and tensors.
+
+The tree is walked through the modules' own registries, not by attribute: a child may be called ``graph`` or
+``train`` like a method of the root.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-__all__ = ["get_tensor", "place_module", "put_tensor", "submodule"]
+__all__ = [
+    "children",
+    "first_paths",
+    "get_tensor",
+    "place_module",
+    "put_tensor",
+    "skeleton",
+    "submodule",
+    "tensors_of",
+]
+
+
+def children(module: nn.Module) -> dict[str, nn.Module]:
+    """The registry of child modules itself."""
+    return vars(module)["_modules"]
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def container(root: nn.Module, path: str) -> nn.Module:
+    """The module at ``path``, or None."""
+    found: nn.Module | None = root
     for part in path.split(".") if path else ():
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
+        found = children(found).get(part) if found is not None else None
+    return found
+
+
+def first_paths(model: nn.Module) -> dict[str, str]:
+    """Every path of every module -> the first path of that module, in the order of the tree."""
+    first: dict[int, str] = {}
+    return {
+        path: first.setdefault(id(module), path)
+        for path, module in model.named_modules(remove_duplicate=False)
+    }
+
+
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers under every name they have."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """Plain containers under the paths of ``model``, in its order and in its modes."""
+    root = nn.Module()
+    for path, module in model.named_modules():
+        _container(root, path).training = module.training
     return root
 
 
-def put_tensor(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Register a parameter or buffer under its dotted name."""
+def _container(root: nn.Module, path: str) -> nn.Module:
+    for part in path.split(".") if path else ():
+        root = children(root).setdefault(part, nn.Module())
+    return root
+
+
+def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
+    """The parameter or buffer of that dotted name."""
     path, _, leaf = name.rpartition(".")
-    owner = container(root, path)
-    if isinstance(tensor, nn.Parameter):
-        owner.register_parameter(leaf, tensor)
-    elif leaf in owner._buffers:
-        owner._buffers[leaf] = tensor
-    else:
-        owner.register_buffer(leaf, tensor)
+    owner = submodule(root, path)
+    if owner is None:
+        raise AttributeError(f"no module {path!r}")
+    registries = vars(owner)
+    for registry in ("_parameters", "_buffers"):
+        found = registries[registry].get(leaf)
+        if found is not None:
+            return found
+    return getattr(owner, leaf)
+
+
+def put_tensor(
+    root: nn.Module, name: str, tensor: torch.Tensor, *, persistent: bool = True
+) -> None:
+    """Register a parameter or buffer under its dotted name, in the place of what was there."""
+    path, _, leaf = name.rpartition(".")
+    registries = vars(_container(root, path))
+    kind = "_parameters" if isinstance(tensor, nn.Parameter) else "_buffers"
+    registries[kind][leaf] = tensor
+    kept_out: set[str] = registries["_non_persistent_buffers_set"]
+    if kind == "_buffers" and not persistent:
+        kept_out.add(leaf)
 
 
 def place_module(root: nn.Module, path: str, module: nn.Module) -> None:
     """Set ``module`` at ``path``; what a plain container already held there moves into it."""
     parent, _, leaf = path.rpartition(".")
-    owner = container(root, parent)
-    old = owner._modules.get(leaf)
+    siblings = children(_container(root, parent))
+    old = siblings.get(leaf)
     if old is not None:
-        for name, child in old.named_children():
-            module.add_module(name, child)
-        for name, tensor in [*old._parameters.items(), *old._buffers.items()]:
-            if tensor is not None and not hasattr(module, name):
-                put_tensor(module, name, tensor)
-    owner.add_module(leaf, module)
-
-
-def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
-    path, _, leaf = name.rpartition(".")
-    return getattr(root.get_submodule(path), leaf)
+        module.training = old.training
+        for registry in ("_modules", "_parameters", "_buffers"):
+            mine = vars(module)[registry]
+            for name, item in vars(old)[registry].items():
+                mine.setdefault(name, item)
+    siblings[leaf] = module

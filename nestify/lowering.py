@@ -1,0 +1,163 @@
+"""An exported program as one flat graph: named parameters, ATen calls in one spelling, nested blocks inlined."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec
+
+from nestify.errors import CaptureError
+from nestify.rules import bind_arguments, op_name, shape_of
+from nestify.tracing import source_line
+from nestify.trees import first_paths, get_tensor, tensors_of
+
+__all__ = ["Lowered", "lower"]
+
+_STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+_INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+
+
+class Lowered(NamedTuple):
+    """The graph, its placeholders in input order, and the tensors that its ``get_attr`` nodes name."""
+
+    graph: fx.Graph
+    inputs: list[fx.Node]
+    tensors: Mapping[str, torch.Tensor]
+    aliases: Mapping[str, str]
+
+
+def lower(model: nn.Module, program: ExportedProgram) -> Lowered:
+    """Copy an exported program into a graph of placeholder, get_attr and call_function nodes."""
+    lowering = _Lowering(model, program)
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            lowering.placeholder(node, specs[node.name])
+        elif node.op == "output":
+            lowering.output(node)
+        else:
+            lowering.call(node)
+    lowering.graph.lint()
+    _drop_unused(lowering.graph)
+    return Lowered(lowering.graph, lowering.inputs, lowering.tensors, lowering.aliases)
+
+
+class _Lowering:
+    def __init__(self, model: nn.Module, program: ExportedProgram) -> None:
+        self.model, self.program = model, program
+        self.graph = fx.Graph()
+        first: dict[int, str] = {}
+        self.aliases = {name: first.setdefault(id(t), name) for name, t in tensors_of(model)}
+        self.paths = first_paths(model)
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.new: dict[Any, Any] = {}
+        self.inputs: list[fx.Node] = []
+
+    def placeholder(self, node: fx.Node, spec: InputSpec) -> None:
+        if spec.kind == InputKind.USER_INPUT:
+            made = self.graph.placeholder(node.name)
+            self.inputs.append(made)
+        elif spec.kind in _STATE:
+            name, tensor = self.tensor(spec)
+            made = self.graph.get_attr(name)
+            self.tensors[name] = tensor
+        else:
+            raise CaptureError(
+                f"{type(self.model).__name__} reads {spec.target!r}, a {spec.kind.name.lower()}, which "
+                "cannot be served; keep plain tensors in the model"
+            )
+        made.meta.update(val=node.meta.get("val"), path="")
+        self.new[node] = made
+
+    def tensor(self, spec: InputSpec) -> tuple[str, torch.Tensor]:
+        target = str(spec.target)
+        if spec.kind == InputKind.CONSTANT_TENSOR:
+            return target.replace(".", "_"), cast(torch.Tensor, self.program.constants[target])
+        name = self.aliases.get(target, target)
+        return name, get_tensor(self.model, name)
+
+    def output(self, node: fx.Node) -> None:
+        values = fx.map_arg(node.args[0], self.new.__getitem__)
+        if not any(isinstance(value, fx.Node) for value in cast(tuple[Any, ...], values)):
+            raise CaptureError(
+                f"{type(self.model).__name__} returns no tensor, so there is nothing to compile; "
+                "let forward return its result"
+            )
+        self.graph.output(values)
+
+    def call(self, node: fx.Node) -> None:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            self.inline(node, node.target)
+        elif node.op == "get_attr" or op_name(node.target).startswith("_assert"):
+            return
+        elif node.target is operator.getitem and isinstance(self.new[node.args[0]], tuple):
+            self.new[node] = self.new[node.args[0]][node.args[1]]
+        else:
+            target, args, kwargs = _canonical(node)
+            args, kwargs = (fx.map_arg(a, self.new.__getitem__) for a in (args, kwargs))
+            made = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
+            stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+            path = str(next(reversed(stack.values()))[0]) if stack else ""
+            made.meta.update(val=node.meta["val"], stack_trace=node.meta.get("stack_trace"))
+            made.meta["path"] = self.paths.get(path, path)
+            self.new[node] = made
+
+    def inline(self, node: fx.Node, block: torch._ops.HigherOrderOperator) -> None:
+        """Copy the body of a ``no_grad`` or ``autocast(enabled=False)`` block; detach what leaves it."""
+        name = block.name()
+        bodies = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
+        casts = name == "wrap_with_autocast" and node.args[2] is not False
+        if name not in _INLINED or not bodies or casts:
+            raise CaptureError(
+                f"{type(self.model).__name__} uses {name} at {source_line(node) or 'an unknown line'}, "
+                "which cannot be served; move that block out of forward"
+            )
+        body = cast(fx.GraphModule, getattr(self.program.graph_module, str(bodies[0].target)))
+        operands = iter(node.args[node.args.index(bodies[0]) + 1 :])
+        detach = name == "wrap_with_set_grad_enabled" and node.args[0] is False
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                operand = next(operands)
+                self.new[inner] = self.new[operand] if isinstance(operand, fx.Node) else operand
+            elif inner.op == "output":
+                values = inner.args[0]
+                flat = values if isinstance(values, list | tuple) else (values,)
+                self.new[node] = tuple(self.leave(value, detach=detach) for value in flat)
+            else:
+                self.call(inner)
+
+    def leave(self, value: Any, *, detach: bool) -> Any:
+        inner = self.new[value] if isinstance(value, fx.Node) else value
+        if not (detach and isinstance(inner, fx.Node)):
+            return inner
+        made = self.graph.call_function(torch.ops.aten.detach.default, (inner,))
+        made.meta.update(inner.meta)
+        return made
+
+
+def _canonical(node: fx.Node) -> tuple[Any, Any, Any]:
+    """Spell ops of many forms in the one form that the table has a rule for."""
+    name = op_name(node.target)
+    kwargs = dict(node.kwargs)
+    if name in ("chunk", "split", "tensor_split") or name.startswith("unsafe_"):
+        bound = bind_arguments(node)
+        dim = bound.get("dim", 0)
+        sizes = [int(piece.shape[dim]) for piece in node.meta["val"]]
+        return torch.ops.aten.split_with_sizes.default, (bound["self"], sizes, dim), {}
+    if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
+        kwargs["scale"] = 1.0 / math.sqrt(shape_of(cast(fx.Node, node.args[0]))[-1])
+    return node.target, node.args, kwargs
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Erase what nothing reads; ops that write in place stay."""
+    graph.eliminate_dead_code()
+    for node in reversed(list(graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)

@@ -1,0 +1,87 @@
+"""Literals of a subnet: sizes that what is kept decides, and sizes that only the batch of the call decides."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from nestify.dims import Const, Dim, Expr, Product, dims_of, resolve
+from nestify.groups import Graph
+from nestify.rules import bind_arguments, op_name
+from nestify.slicing import Keep
+
+__all__ = ["Spelling"]
+
+_VIEWS = ("view", "reshape", "_unsafe_view", "unflatten")
+
+
+class Spelling:
+    """Respells the arguments of calls for one subnet, into the graph that is being built."""
+
+    def __init__(self, source: Graph, keep: Keep, graph: fx.Graph) -> None:
+        self.source, self.keep, self.graph = source, keep, graph
+        self._batch: fx.Node | None = None
+
+    def literals(self, node: fx.Node) -> dict[str, Any]:
+        """New values of the arguments that spell sizes."""
+        bound = bind_arguments(node)
+        return {
+            name: self._literal(node, bound[name], expr)
+            for name, expr in self.source.calls[node].literals.items()
+        }
+
+    def arguments(self, node: fx.Node) -> dict[str, Any]:
+        """All arguments by name, literals respelled."""
+        return bind_arguments(node) | self.literals(node)
+
+    def call(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as the call gave them, literals respelled; defaults stay unsaid where they can."""
+        new, bound = self.literals(node), bind_arguments(node)
+        names = list(bound)[: len(node.args)]
+        args = tuple(new.get(name, arg) for name, arg in zip(names, node.args, strict=False))
+        said = {n for n in new if n in node.kwargs or new[n] != bound[n]}
+        return args, dict(node.kwargs) | {n: new[n] for n in said if n not in names}
+
+    def _literal(self, node: fx.Node, value: Any, expr: Any) -> Any:
+        if not isinstance(expr, tuple):
+            return self._size(expr) if self._follows_batch(expr) else self.keep.literal(value, expr)
+        free = [i for i, e in enumerate(expr) if e is not None and self._follows_batch(e)]
+        sizes = [
+            v if e is None or i in free else self.keep.literal(v, e)
+            for i, (v, e) in enumerate(zip(value, expr, strict=True))
+        ]
+        if len(free) == 1 and -1 not in value and op_name(node.target) in _VIEWS:
+            sizes[free[0]] = -1
+            return sizes
+        for i in free:
+            sizes[i] = self._size(expr[i])
+        return sizes
+
+    def _follows_batch(self, expr: Any) -> bool:
+        return not isinstance(expr, int) and any(dim.batch for dim in dims_of(expr))
+
+    def _size(self, expr: Expr) -> Any:
+        """A size that depends on the batch, as nodes."""
+        expr = resolve(expr)
+        if isinstance(expr, Dim) and expr.batch:
+            return self._batch_size()
+        if isinstance(expr, Dim | Const):
+            return self.keep.size(expr)
+        product = isinstance(expr, Product)
+        join: Callable[[Any, Any], Any] = operator.mul if product else operator.add
+        total, *parts = [self._size(p) for p in (expr.factors if product else expr.parts)]
+        for part in parts:
+            known = isinstance(total, int) and isinstance(part, int)
+            total = join(total, part) if known else self.graph.call_function(join, (total, part))
+        return total
+
+    def _batch_size(self) -> fx.Node:
+        if self._batch is None:
+            batched = self.source.capture.batched
+            first = next(n for n in self.graph.nodes if n.name in batched)
+            self._batch = self.graph.call_function(torch.ops.aten.sym_size.int, (first, 0))
+        return self._batch

@@ -1,0 +1,146 @@
+"""``torch.export`` behind one door: quiet, and with errors that name the module, the line and the remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from nestify.errors import CaptureError
+
+__all__ = ["export_program", "is_library", "source_line"]
+
+
+def export_program(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ExportedProgram:
+    """Trace ``model`` in the modes that its modules are in.
+
+    Raises:
+        CaptureError: the model cannot be traced.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # one fused op: right in eval, closed to analysis
+    try:
+        with warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs, strict=False)
+    except Exception as error:  # torch.export raises many kinds; each becomes one clear message
+        raise CaptureError(_explain(model, args, kwargs, error)) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own report of a failed trace off the terminal: ours names the line and the remedy."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def is_library(filename: str) -> bool:
+    """Whether a source file is torch's, nestify's or Python's own, not the user's."""
+    return filename[:1] == "<" or bool(
+        re.search(
+            r"[/\\](site-packages[/\\]torch|nestify|lib[/\\]python3[^/\\]*)[/\\](?!site)", filename
+        )
+    )
+
+
+def source_line(node: fx.Node) -> str:
+    """The user's own line that made ``node``, as ``file.py:12``, or an empty string."""
+    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    own = [place for place in found if not is_library(place[0])]
+    file, line = (own or found or [("", "")])[-1]
+    return f"{file}:{line}" if file else ""
+
+
+# --- failed traces ------------------------------------------------------------------------------------------
+
+
+def _explain(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+) -> str:
+    """Name the module, the user's line and the remedy for a failed export."""
+    name = type(model).__name__
+    eager = _eager_error(model, args, kwargs)
+    if eager is not None:
+        where = _place(model, eager.__traceback__)
+        return (
+            f"{name} fails on the example inputs ({_describe(args, kwargs)}){where}: "
+            f"{type(eager).__name__}: {_first_line(eager)}. Pass example_inputs= and example_kwargs= that "
+            "its forward accepts"
+        )
+    where = _place(model, error.__traceback__)
+    kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+    if "DataDependent" in kinds or "data-dependent" in str(error) or "item()" in str(error):
+        return (
+            f"{name} cannot be captured{where}: this line needs the value of a tensor, which a graph "
+            "does not have. Write the choice with torch.where or masks, or move it out of forward"
+        )
+    return (
+        f"{name} cannot be captured{where}: {type(error).__name__}: {_first_line(error)}. "
+        "It runs, but torch.export cannot follow this line; rewrite it with tensor operations, or move it "
+        "out of forward"
+    )
+
+
+def _eager_error(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Exception | None:
+    """What the model itself raises on these inputs: then the trace is not to blame."""
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:  # the user's forward may raise anything
+        return error
+    return None
+
+
+def _place(model: nn.Module, trace: TracebackType | None) -> str:
+    """The innermost user's line of a traceback, and the module whose forward it is."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    line = module = ""
+    while trace is not None:
+        frame = trace.tb_frame
+        owner = _owner(frame.f_locals)
+        module = paths.get(id(owner), module) if owner is not None else module
+        if not is_library(frame.f_code.co_filename):
+            line = f"{frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return (f" in module {module!r}" if module else "") + (f" ({line})" if line else "")
+
+
+def _owner(variables: Mapping[str, Any]) -> nn.Module | None:
+    owner = variables.get("self")
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _describe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    leaves = pytree.tree_leaves((args, kwargs))
+    return ", ".join(
+        f"{leaf.dtype} {list(leaf.shape)}".removeprefix("torch.")
+        if isinstance(leaf, torch.Tensor)
+        else repr(leaf)
+        for leaf in leaves
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else "no message"
