@@ -1,7 +1,7 @@
-"""The op table: for each op, what its dims mean, which literals spell them out, and what it costs.
+"""The op table: for each op, what its dims mean, which literals spell them out, what it costs.
 
-Everything else is derived from it: dims, slicing, new literals, MACs, masks, and the law tests that prove
-each rule by running the op. An op without a rule fixes the dims it touches and is listed.
+Everything else is derived from it: dims, slicing, new literals, MACs, masks, and the law tests that
+prove each rule by running the op. An op without a rule fixes the dims it touches and is listed.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ __all__ = [
 # Ops whose parameters scale and shift normalised values.
 NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
 
-# Ops that give another view of their first operand's memory; in-place ops do too, by their schema.
+# Ops that give another view of their first operand's memory; in-place ops do by their schema.
 VIEWS = frozenset(
-    "view _unsafe_view reshape view_as reshape_as flatten unflatten permute transpose swapaxes swapdims t numpy_T "
-    "movedim squeeze unsqueeze expand expand_as broadcast_to slice select unbind split_with_sizes getitem detach "
-    "alias".split()
+    "view _unsafe_view reshape view_as reshape_as flatten unflatten permute transpose swapaxes "
+    "swapdims t numpy_T movedim squeeze unsqueeze expand expand_as broadcast_to slice select unbind "
+    "split_with_sizes getitem detach alias".split()
 )
 
 # Ops that bend: a channel that passes one of these is hidden, not part of a linear stream.
 NONLINEAR = frozenset(
-    "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu mish prelu relu relu6 rrelu selu sigmoid silu softplus "
-    "softsign tanh clamp clamp_min".split()
+    "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu mish prelu relu relu6 rrelu selu "
+    "sigmoid silu softplus tanh clamp clamp_min".split()
 )
 
 # Ops that pool positions into one feature vector.

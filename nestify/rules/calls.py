@@ -16,6 +16,7 @@ Dims = tuple[Expr, ...]
 Literal = Expr | int | tuple["Expr | int | None", ...]
 
 
+@cache
 def op_name(target: Any) -> str:
     """Name an op as the table does: no namespace for ATen, no overload, no in-place underscore.
 
@@ -105,8 +106,9 @@ class Call:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """Real shape of the output in the example run."""
-        return shape_of(self.node)
+        """Real shape of the (first) output in the example run."""
+        val = self.node.meta["val"]
+        return tuple(int(n) for n in (val[0] if isinstance(val, list | tuple) else val).shape)
 
     def axis(self, name: str, rank: int) -> int:
         """A dim argument counted from the front."""
@@ -114,6 +116,11 @@ class Call:
         return value % rank if rank else 0
 
     # --- writing ----------------------------------------------------------------------------------
+
+    def give(self, dims: Dims) -> None:
+        """Set the dims of the output, or of each output where the op returns several tensors."""
+        val = self.node.meta["val"]
+        self.out = (dims,) * len(val) if isinstance(val, list | tuple) else dims
 
     def why(self, text: str) -> Reason:
         """The reason that this call gives for a dim it fixes."""

@@ -10,7 +10,7 @@ from nestify.rules.calls import Call, Dims
 from nestify.rules.notation import WINDOW
 from nestify.rules.shapes import cut
 
-# --- repeats ------------------------------------------------------------------------------------------------
+# --- repeats --------------------------------------------------------------------------------------
 
 
 def _stretch(call: Call, dims: Dims, literal: str) -> None:
@@ -77,11 +77,25 @@ def _constants(call: Call) -> None:
         call.out = tuple(tuple(Const(int(n)) for n in shape) for shape in shapes)
 
 
-# --- indexing and padding -----------------------------------------------------------------------------------
+# --- indexing and padding -------------------------------------------------------------------------
 
 
 def _index(call: Call) -> None:
-    dims, indices = call.need("self"), call.args["indices"]
+    call.out = _indexed(call, call.need("self"))
+
+
+def _index_put(call: Call) -> None:
+    dims = call.need("self")
+    for node in call.args["indices"]:
+        for expr in () if node is None else call.dims_of(node):
+            call.fix(expr, "names positions that are written")
+    call.broadcast([_indexed(call, dims), call.need("values")])
+    call.out = dims
+
+
+def _indexed(call: Call, dims: Dims) -> Dims:
+    """Dims of ``self[indices]``: the indexed dims give way to the dims of the indices."""
+    indices = call.args["indices"]
     at = [d for d, index in enumerate(indices) if index is not None]
     shapes: list[Dims] = []
     for d in at:
@@ -93,7 +107,7 @@ def _index(call: Call) -> None:
     picked = call.broadcast(shapes)
     front = at[0] if at == list(range(at[0], at[0] + len(at))) else 0
     others = [expr for d, expr in enumerate(dims) if d not in at]
-    call.out = (*others[:front], *picked, *others[front:])
+    return (*others[:front], *picked, *others[front:])
 
 
 def _index_select(call: Call) -> None:
@@ -179,8 +193,9 @@ INDEXING: dict[str, Callable[[Call], Any]] = {
     **{name: _create("size") for name in ("zeros", "ones", "full", "empty", "rand", "randn")},
     **{name: _create("size") for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
     **dict.fromkeys(("arange", "linspace", "eye", "tril_indices", "triu_indices"), _constants),
-    **dict.fromkeys(("scalar_tensor", "meshgrid", "histc", "bincount", "nonzero"), _constants),
+    **dict.fromkeys(("scalar_tensor", "meshgrid", "histc"), _constants),
     "index": _index,
+    "index_put": _index_put,
     "index_select": _index_select,
     "gather": _gather,
     "pad": _pad,

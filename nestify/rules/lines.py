@@ -1,4 +1,4 @@
-"""The ops whose meaning is one line: convolutions, linear maps, norms with channel statistics, pools."""
+"""The ops whose meaning is one line: convolutions, linear maps, channel norms, pools."""
 
 from __future__ import annotations
 
@@ -7,28 +7,37 @@ from nestify.rules.notation import Line
 _CONV_ARGS = ("input", "weight", "bias")
 _NORM_ARGS = ("input", "weight", "bias", "running_mean", "running_var")
 
-_conv = Line(
-    "n (g i) *s, (g o) i *k, (g o) -> n (g o) *t",
-    _CONV_ARGS,
-    sizes={"g": "groups"},
-    literals={"groups": "g"},
-    contracts="i",
-    macs="n g o *t i *k",
-    paths="g i",
-)
-_conv_transpose = Line(
-    "n (g i) *s, (g i) o *k, (g o) -> n (g o) *t",
-    _CONV_ARGS,
-    sizes={"g": "groups"},
-    literals={"groups": "g"},
-    contracts="i",
-    macs="n g i *s o *k",
-    paths="g i",
-)
-# A norm that takes its statistics from the batch at hand takes them over *s too (weight standardisation).
-_channel_norm = Line("n c *s, c, c, c, c -> n c *s", _NORM_ARGS, normalises="*s")
+
+def _conv(rank: int) -> Line:
+    return Line(
+        "*n (g i) *s, (g o) i *k, (g o) -> *n (g o) *t",
+        _CONV_ARGS,
+        sizes={"g": "groups"},
+        literals={"groups": "g"},
+        contracts="i",
+        macs="*n g o *t i *k",
+        paths="g i",
+        rank=rank,
+    )
+
+
+def _conv_transpose(rank: int) -> Line:
+    return Line(
+        "*n (g i) *s, (g i) o *k, (g o) -> *n (g o) *t",
+        _CONV_ARGS,
+        sizes={"g": "groups"},
+        literals={"groups": "g"},
+        contracts="i",
+        macs="*n g i *s o *k",
+        paths="g i",
+        rank=rank,
+    )
+
+
+# A norm with statistics of its own operand (weight standardisation) takes them over n and *s.
+_channel_norm = Line("n c *s, c, c, c, c -> n c *s", _NORM_ARGS, normalises="n *s")
 _pool_args = ("self",)
-_upsample_args = ("input",)
+_upsample_args = ("input|self",)  # its vec overload says input
 
 
 def _window(rank: int, args: tuple[str, ...]) -> Line:
@@ -37,10 +46,9 @@ def _window(rank: int, args: tuple[str, ...]) -> Line:
 
 
 LINES: dict[str, Line] = {
-    **{f"conv{rank}d": _conv for rank in (1, 2, 3)},
-    **{f"conv_transpose{rank}d": _conv_transpose for rank in (1, 2, 3)},
+    **{f"conv{rank}d": _conv(rank) for rank in (1, 2, 3)},
+    **{f"conv_transpose{rank}d": _conv_transpose(rank) for rank in (1, 2, 3)},
     "linear": Line("*b i, o i, o -> *b o", _CONV_ARGS, contracts="i", macs="*b o i"),
-    "addmm": Line("o, n i, i o -> n o", ("self", "mat1", "mat2"), contracts="i", macs="n o i"),
     "bilinear": Line(
         "*b i, *b j, o i j, o -> *b o",
         ("input1", "input2", "weight", "bias"),
@@ -67,9 +75,11 @@ LINES: dict[str, Line] = {
     },
     **{
         f"adaptive_{kind}_pool{rank}d": _window(rank, _pool_args)
-        for kind in ("avg",)
+        for kind in ("max", "avg")
         for rank in (1, 2, 3)
     },
+    **{f"max_pool{rank}d_with_indices": _window(rank, _pool_args) for rank in (2, 3)},
+    **{f"_upsample_nearest_exact{rank}d": _window(rank, _upsample_args) for rank in (1, 2, 3)},
     **{f"upsample_{kind}1d": _window(1, _upsample_args) for kind in ("nearest", "linear")},
     **{
         f"upsample_{kind}2d": _window(2, _upsample_args)

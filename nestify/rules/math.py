@@ -1,24 +1,25 @@
-"""Ops that compute: pointwise maps, reductions, matrix products, attention, norms over trailing dims."""
+"""Ops that compute: pointwise maps, reductions, matrix products, attention, trailing norms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nestify.dims import Const, Expr, product, resolve, tag
+from nestify.dims import Const, Expr, new_dim, product, resolve, tag
 from nestify.rules.calls import Call, Dims
 
 # One name a word; an in-place op (relu_) follows the rule of its plain form.
 _POINTWISE = """
-abs acos add addcdiv addcmul alias alpha_dropout asin atan atan2 bitwise_and bitwise_not bitwise_or bitwise_xor
-celu ceil clamp clamp_max clamp_min clip clone contiguous copy cos cosh detach div dropout elu empty_like eq erf
-exp exp2 expm1 feature_alpha_dropout feature_dropout fill floor floor_divide fmod full_like ge gelu gt hardshrink
-hardsigmoid hardswish hardtanh isfinite isinf isnan le leaky_relu lerp lift_fresh_copy log log10 log1p log2
-log_sigmoid logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum mish mul nan_to_num ne
-neg ones_like pow rand_like randn_like reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sigmoid sign silu
-sin sinh softplus softshrink softsign sqrt square sub tan tanh tanhshrink threshold to _to_copy true_divide trunc
-type_as where xlogy zero zeros_like __and__ __or__ __xor__ bernoulli nestify::stochastic float bool int long double
-half bfloat16 cpu cuda
+__and__ __iand__ __ior__ __ixor__ __or__ __xor__ _to_copy abs acos acosh add addcdiv addcmul alias
+alpha_dropout asin asinh atan atan2 atanh bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor
+ceil celu clamp clamp_max clamp_min clip clone contiguous copy cos cosh detach div dropout elu
+empty_like eq erf erfc exp exp2 expm1 feature_alpha_dropout feature_dropout fill floor floor_divide
+fmod frac full_like ge gelu gt hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan le
+leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp logical_and logical_not
+logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num ne neg
+nestify::stochastic ones_like pow rand_like randn_like reciprocal relu relu6 remainder round rrelu
+rsqrt rsub selu sigmoid sign silu sin sinh softplus softshrink sqrt square sub tan tanh threshold
+true_divide trunc where xlogy zero zeros_like
 """
 
 
@@ -26,11 +27,12 @@ def _pointwise(call: Call) -> None:
     call.out = tuple(call.broadcast([call.dims_of(node) for node in call.tensors()]))
 
 
-def _type_as(call: Call) -> None:
+def _same(call: Call) -> None:
+    """The dims of the first operand; a second one gives at most its dtype."""
     call.out = call.need("self")
 
 
-# --- reductions ---------------------------------------------------------------------------------------------
+# --- reductions -----------------------------------------------------------------------------------
 
 
 def _axes(call: Call, rank: int) -> list[int]:
@@ -50,6 +52,15 @@ def _operand(call: Call) -> str:
     return "self" if "self" in call.args else next(iter(call.args))
 
 
+def _norm(call: Call) -> None:
+    """A vector norm sums powers, of which only the negative ones notice zeros."""
+    order = call.args.get("ord", call.args.get("p"))
+    if order is not None and order < 0:
+        _pick(call)
+    else:
+        _sum(call)
+
+
 def _sum(call: Call) -> None:
     name = _operand(call)
     dims = call.need(name)
@@ -64,8 +75,7 @@ def _mean(call: Call) -> None:
     dims = call.need(_operand(call))
     at = _axes(call, len(dims))
     call.normalised.extend(dims[d] for d in at)
-    out = _kept(call, dims, at)
-    call.out = (out, out) if isinstance(call.node.meta["val"], list | tuple) else out
+    call.give(_kept(call, dims, at))
 
 
 def _pick(call: Call) -> None:
@@ -77,30 +87,35 @@ def _pick(call: Call) -> None:
     at = _axes(call, len(dims))
     for d in at:
         call.fix(dims[d], f"{call.op} compares the positions of this dim")
-    out = _kept(call, dims, at)
-    call.out = (out, out) if isinstance(call.node.meta["val"], list | tuple) else out
+    call.give(_kept(call, dims, at))
 
 
 def _along(call: Call) -> None:
     """Same shape out, positions mixed along one dim."""
     dims = call.need(_operand(call))
     call.fix(dims[call.axis("dim", len(dims))], f"{call.op} relates the positions of this dim")
-    call.out = (dims, dims) if isinstance(call.node.meta["val"], list | tuple) else dims
+    call.give(dims)
 
 
 def _topk(call: Call) -> None:
     dims = call.need("self")
     at = call.axis("dim", len(dims))
     call.fix(dims[at], "topk compares the positions of this dim")
-    out = (*dims[:at], Const(call.args["k"]), *dims[at + 1 :])
-    call.out = (out, out)
+    call.give((*dims[:at], Const(call.args["k"]), *dims[at + 1 :]))
 
 
-# --- matrix products ----------------------------------------------------------------------------------------
+def _triangle(call: Call) -> None:
+    dims = call.need("self")
+    for expr in dims[-2:]:
+        call.fix(expr, f"{call.op} tells the positions of this dim apart")
+    call.out = dims
+
+
+# --- matrix products ------------------------------------------------------------------------------
 
 
 def _matmul(call: Call) -> None:
-    names = ("self", "other") if "other" in call.args else ("self", "mat2")
+    names = ("self", next(n for n in ("other", "mat2", "vec", "tensor") if n in call.args))
     a, b = (call.need(name) for name in names)
     if len(a) == 1 or len(b) == 1:
         _vector_product(call, names, a, b)
@@ -123,6 +138,19 @@ def _vector_product(call: Call, names: tuple[str, str], a: Dims, b: Dims) -> Non
     call.macs.append((*call.out, a[-1]))
 
 
+def _addmm(call: Call) -> None:
+    a, b = call.need("mat1"), call.need("mat2")
+    call.unify(a[1], b[0])
+    call.contract("mat1", -1)
+    call.contract("mat2", 0)
+    call.out = tuple(call.broadcast([(a[0], b[1]), call.need("self")]))
+    call.macs.append((*call.out, a[1]))
+
+
+def _outer(call: Call) -> None:
+    call.out = (*call.need("self"), *call.need("vec2"))
+
+
 def _baddbmm(call: Call) -> None:
     a, b = call.need("batch1"), call.need("batch2")
     call.unify(a[0], b[0])
@@ -141,9 +169,11 @@ def _tag_heads(batch: Sequence[Expr]) -> None:
 
 def _einsum(call: Call) -> None:
     equation: str = call.args["equation"].replace(" ", "")
-    if "." in equation or "->" not in equation:
-        raise ValueError("einsum is understood with an explicit output and no ellipsis")
-    inputs, output = equation.split("->")
+    if "." in equation:
+        raise ValueError("einsum is understood without an ellipsis")
+    inputs, arrow, output = equation.partition("->")
+    if not arrow:
+        output = "".join(sorted(c for c in inputs if c.isalpha() and inputs.count(c) == 1))
     bound: dict[str, Expr] = {}
     for letters, node in zip(inputs.split(","), call.args["tensors"], strict=True):
         for d, (letter, expr) in enumerate(zip(letters, call.dims_of(node), strict=True)):
@@ -164,9 +194,11 @@ def _attention(call: Call) -> None:
     call.contract("key", -1)
     call.unify(k[-2], v[-2])
     call.fix(k[-2], "attention weighs the positions of this dim against each other")
+    if call.args["is_causal"]:
+        call.fix(q[-2], "a causal mask tells the positions of this dim apart")
     if call.args["enable_gqa"]:
         call.unify(k[-3], v[-3])
-        copies = Const(q[-3].size // k[-3].size)
+        copies = new_dim(q[-3].size // k[-3].size)
         call.unify(q[-3], product([resolve(k[-3]), copies]))
         batch = [*call.broadcast([q[:-3], k[:-3], v[:-3]]), q[-3]]
     else:
@@ -180,7 +212,7 @@ def _attention(call: Call) -> None:
     call.macs.append((*batch, q[-2], k[-2], v[-1]))
 
 
-# --- norms over trailing dims -------------------------------------------------------------------------------
+# --- norms over trailing dims ---------------------------------------------------------------------
 
 
 def _trailing_norm(call: Call) -> None:
@@ -213,21 +245,27 @@ def _prelu(call: Call) -> None:
     call.out = dims
 
 
-# --- recurrent nets -----------------------------------------------------------------------------------------
+# --- recurrent nets -------------------------------------------------------------------------------
 
 
 def _recurrent(gates: int) -> Callable[[Call], None]:
-    """LSTM and GRU: hidden sizes stay, since the weights spell the gates side by side and ONNX fixes them."""
+    """LSTM and GRU: hidden sizes stay, as the weights spell the gates side by side."""
 
     def rule(call: Call) -> None:
-        for node in call.tensors():
-            if node is not call.args["input"]:
-                for expr in call.dims_of(node):
-                    call.fix(expr, f"{call.op} couples its gates in one kernel of {gates} parts")
         x = call.need("input")
-        call.fix(x[-1], f"{call.op} reads its input features in one kernel")
+        if len(x) != 3:
+            raise ValueError(f"{call.op} is understood for a batch of sequences")
         batch = 0 if call.args["batch_first"] else 1
+        call.fix(x[-1], f"{call.op} reads its input features in one kernel")
         call.fix(x[1 - batch], f"{call.op} runs along this dim")
+        hx = call.args["hx"]
+        states = list(hx) if isinstance(hx, list | tuple) else [hx]
+        for node in states:
+            call.unify(call.dims_of(node)[1], x[batch])
+        for node in (*states, *call.args["params"]):
+            for d, expr in enumerate(call.dims_of(node)):
+                if not (node in states and d == 1):
+                    call.fix(expr, f"{call.op} couples its gates in one kernel of {gates} parts")
         shapes = [value.shape for value in call.node.meta["val"]]
         call.out = tuple(
             tuple(x[batch] if d == at else Const(int(n)) for d, n in enumerate(shape))
@@ -239,18 +277,22 @@ def _recurrent(gates: int) -> Callable[[Call], None]:
 
 MATH: dict[str, Callable[[Call], Any]] = {
     **dict.fromkeys(_POINTWISE.split(), _pointwise),
-    "type_as": _type_as,
-    **dict.fromkeys(("sum", "linalg_vector_norm", "norm"), _sum),
+    **dict.fromkeys(("to", "type_as"), _same),
+    "sum": _sum,
+    **dict.fromkeys(("linalg_vector_norm", "norm"), _norm),
     "mean": _mean,
     **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _mean),
-    **dict.fromkeys("amax amin max min argmax argmin prod any all median".split(), _pick),
+    **dict.fromkeys("amax amin max min argmax argmin prod any all median logsumexp".split(), _pick),
     **dict.fromkeys(
-        "softmax _softmax log_softmax cumsum cumprod logcumsumexp sort argsort logsumexp".split(),
+        "softmax _softmax log_softmax cumsum cumprod logcumsumexp sort argsort".split(),
         _along,
     ),
     "topk": _topk,
+    **dict.fromkeys(("tril", "triu"), _triangle),
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul),
+    "addmm": _addmm,
     "baddbmm": _baddbmm,
+    **dict.fromkeys(("outer", "ger"), _outer),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     "layer_norm": _trailing_norm,

@@ -1,9 +1,10 @@
 """Op rules as einops-like lines.
 
-``"n (g i) *s, (g o) i *k, (g o) -> n (g o) *t"`` says of conv2d's input, weight, bias and output which dims
-are one: a letter is a dim, equal letters are the same dim, parentheses are a row-major product whose first
-factors have known sizes, a star stands for any number of dims. A letter that only inputs bear is summed
-over where ``contracts`` names it, else it is fixed; a letter that only the output bears is a new constant.
+``"*n (g i) *s, (g o) i *k, (g o) -> *n (g o) *t"`` says of conv2d's input, weight, bias and output
+which dims are one: a letter is a dim, equal letters are the same dim, parentheses are a row-major
+product whose first factors have known sizes, a star stands for any number of dims. A letter that
+only inputs bear is summed over where ``contracts`` names it, else it is fixed; a letter that only
+the output bears is a new constant.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from nestify.rules.calls import Call, Dims
 
 WINDOW = "slides over this dim"
 _TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+)")
+_RANKED = ("*s", "*k", "*t")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A parsed rule line with the facts that letters alone do not carry.
+    """A rule line with the facts that letters alone do not carry.
 
-    ``args``: names of the tensor arguments, in the order of the operands (an absent tensor is skipped);
-    ``sizes``: letter -> argument that holds its size; ``literals``: argument -> letters whose sizes it
-    spells out; ``contracts``, ``fixes``, ``normalises``, ``macs``: letters, blank-separated;
-    ``paths``: the letter of the groups and the letter of a group's width.
+    ``args``: names of the tensor arguments, in the order of the operands (``a|b``: whichever the
+    overload has; an absent tensor is skipped); ``sizes``: letter -> argument that holds its size;
+    ``literals``: argument -> letters whose sizes it spells out; ``contracts``, ``fixes``,
+    ``normalises``, ``macs``: letters, blank-separated; ``paths``: the letter of the groups and the
+    letter of a group's width; ``rank``: how many dims ``*s``, ``*k`` and ``*t`` stand for, if fixed.
     """
 
     text: str
@@ -39,14 +42,16 @@ class Line:
     normalises: str = ""
     macs: str = ""
     paths: str = ""
+    rank: int = 0
 
     def __call__(self, call: Call) -> None:
+        """Run the line as the rule of ``call``."""
         _apply(self, call)
 
 
 @cache
 def parse(text: str) -> tuple[list[list[tuple[str, ...]]], list[tuple[str, ...]]]:
-    """Split a line into operands and output; a token is a tuple of letters, more than one in parentheses.
+    """Split a line into operands and output; a token is a tuple of letters.
 
     >>> parse("(g i) *s, o -> o *s")
     ([[('g', 'i'), ('*s',)], [('o',)]], [('o',), ('*s',)])
@@ -68,24 +73,33 @@ class _Match:
         self.bound: dict[str, Expr] = {}
         self.stars: dict[str, Dims] = {}
 
-    def operand(self, name: str, tokens: list[tuple[str, ...]]) -> None:
+    def operand(self, names: str, tokens: list[tuple[str, ...]]) -> None:
+        name = next((n for n in names.split("|") if n in self.call.args), names)
         dims = self.call.dims(name)
         if dims is None:
             return
-        stars = sum(token[0].startswith("*") for token in tokens)
-        width = len(dims) - len(tokens) + stars
-        if width < 0 or (not stars and width != 0 and len(dims) != len(tokens)):
-            raise ValueError(f"{name} has {len(dims)} dims, {self.line.text!r} does not fit")
+        widths = self.widths(tokens, len(dims))
         position = 0
         for token in tokens:
             if token[0].startswith("*"):
-                self.star(token[0], dims[position : position + width])
-                position += width
+                self.star(token[0], dims[position : position + widths[token[0]]])
+                position += widths[token[0]]
                 continue
             self.token(token, dims[position])
             if any(letter in self.line.contracts.split() for letter in token):
                 self.call.contract(name, position)
             position += 1
+
+    def widths(self, tokens: list[tuple[str, ...]], rank: int) -> dict[str, int]:
+        """How many dims each star stands for: as many as it is bound to, else what is left over."""
+        stars = [token[0] for token in tokens if token[0].startswith("*")]
+        known = {star: self.line.rank for star in stars if self.line.rank and star in _RANKED}
+        known |= {star: len(self.stars[star]) for star in stars if star in self.stars}
+        left = rank - (len(tokens) - len(stars)) - sum(known.values())
+        free = [star for star in stars if star not in known]
+        if left < 0 or len(free) != bool(free) or (left and not free):
+            raise ValueError(f"{self.line.text!r} does not fit a tensor of {rank} dims")
+        return known | dict.fromkeys(free, left)
 
     def star(self, name: str, dims: Dims) -> None:
         for mine, other in zip(self.stars.setdefault(name, dims), dims, strict=True):
@@ -126,7 +140,7 @@ def _apply(line: Line, call: Call) -> None:
     for name, tokens in zip(line.args, inputs, strict=True):
         match.operand(name, tokens)
     _fix_consumed(line, match, {letter for token in output for letter in token})
-    call.out = _output(match, output)
+    call.give(_output(match, output))
     if line.paths:
         group, width = match.exprs(line.paths)
         if width.size > 1:  # else depthwise: the groups are the channels
@@ -152,15 +166,12 @@ def _fix_consumed(line: Line, match: _Match, kept: set[str]) -> None:
 
 def _output(match: _Match, tokens: list[tuple[str, ...]]) -> Dims:
     shape = match.call.out_shape
-    new_star = next((t[0] for t in tokens if t[0][0] == "*" and t[0] not in match.stars), None)
-    if new_star:
-        start = next(i for i, token in enumerate(tokens) if token[0] == new_star)
-        width = len(shape) - len(tokens) + 1
-        match.stars[new_star] = tuple(Const(n) for n in shape[start : start + width])
+    widths = match.widths(tokens, len(shape))
     out: list[Expr] = []
     for token in tokens:
         if token[0].startswith("*"):
-            out.extend(match.stars[token[0]])
+            new = shape[len(out) : len(out) + widths[token[0]]]
+            out.extend(match.stars.setdefault(token[0], tuple(Const(n) for n in new)))
             continue
         for letter in token:
             if letter not in match.bound:

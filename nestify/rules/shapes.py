@@ -14,7 +14,7 @@ from nestify.rules.calls import Call
 _OPEN_END = 2**62
 
 
-# --- views --------------------------------------------------------------------------------------------------
+# --- views ----------------------------------------------------------------------------------------
 
 
 def regroup(call: Call, source: Sequence[Expr], shape: Sequence[int]) -> list[Expr]:
@@ -67,7 +67,7 @@ def _unflatten(call: Call) -> None:
     )
 
 
-# --- permutations -------------------------------------------------------------------------------------------
+# --- permutations ---------------------------------------------------------------------------------
 
 
 def _permute(call: Call) -> None:
@@ -92,10 +92,9 @@ def _movedim(call: Call) -> None:
     rank = len(dims)
     source, target = (call.args[name] for name in ("source", "destination"))
     pairs = zip(*(x if isinstance(x, list | tuple) else [x] for x in (source, target)), strict=True)
-    placed = {to % rank: dims[frm % rank] for frm, to in pairs}
-    moved = {id(expr) for expr in placed.values()}
-    others = iter([expr for expr in dims if id(expr) not in moved])
-    call.out = tuple(placed[i] if i in placed else next(others) for i in range(rank))
+    placed = {to % rank: frm % rank for frm, to in pairs}
+    others = iter([d for d in range(rank) if d not in placed.values()])
+    call.out = tuple(dims[placed[i] if i in placed else next(others)] for i in range(rank))
 
 
 def _squeeze(call: Call) -> None:
@@ -106,7 +105,7 @@ def _squeeze(call: Call) -> None:
     else:
         at = {d % len(dims) for d in (named if isinstance(named, list | tuple) else [named])}
     for d in at:
-        # A dim that a smaller net narrows to one position would be squeezed there and not here.
+        # A dim that a smaller net narrows to one would be squeezed there and not here.
         call.fix(dims[d], "squeeze must not meet a dim that may shrink to one")
     call.out = tuple(e for d, e in enumerate(dims) if not (d in at and e.size == 1))
 
@@ -117,7 +116,7 @@ def _unsqueeze(call: Call) -> None:
     call.out = (*dims[:at], Const(1), *dims[at:])
 
 
-# --- joins and cuts -----------------------------------------------------------------------------------------
+# --- joins and cuts -------------------------------------------------------------------------------
 
 
 def _cat(call: Call) -> None:
@@ -222,11 +221,14 @@ def _glu(call: Call) -> None:
     call.out = (*dims[:at], left, *dims[at + 1 :])
 
 
-def _diff_like(call: Call) -> None:
+def _neighbours(call: Call) -> None:
+    """Ops that join neighbouring positions of one dim; windows make one more dim, the last."""
     dims = call.need("self")
-    at = call.axis("dim", len(dims))
-    call.fix(dims[at], "subtracts neighbours")
-    call.out = tuple(Const(n) if d == at else dims[d] for d, n in enumerate(call.out_shape))
+    at = call.axis("dim" if "dim" in call.args else "dimension", len(dims))
+    call.fix(dims[at], f"{call.op} joins neighbouring positions of this dim")
+    call.out = tuple(
+        Const(n) if d in (at, len(dims)) else dims[d] for d, n in enumerate(call.out_shape)
+    )
 
 
 SHAPES: dict[str, Callable[[Call], Any]] = {
@@ -254,5 +256,6 @@ SHAPES: dict[str, Callable[[Call], Any]] = {
     "slice": _slice,
     "select": _select,
     "glu": _glu,
-    "diff": _diff_like,
+    "diff": _neighbours,
+    "unfold": _neighbours,
 }

@@ -21,7 +21,9 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 Inputs = tuple[Any, ...]
 
 
-def check_laws(model: nn.Module, inputs: Inputs, *, subnets: int = 3, seed: int = 0, other: Inputs = ()) -> int:
+def check_laws(
+    model: nn.Module, inputs: Inputs, *, subnets: int = 3, seed: int = 0, other: Inputs = ()
+) -> int:
     """Assert every equality on ``subnets`` random subnets; return the number of elastic groups.
 
     ``other`` holds inputs of another batch size.
@@ -44,23 +46,33 @@ def check_laws(model: nn.Module, inputs: Inputs, *, subnets: int = 3, seed: int 
     return len(graph.groups)
 
 
-def _check_subnet(nested: Any, subnet: nestify.Subnet, inputs: Inputs, other: Inputs, tolerance: float) -> None:
+def _check_subnet(
+    nested: Any, subnet: nestify.Subnet, inputs: Inputs, other: Inputs, tolerance: float
+) -> None:
     slim = nested.extract(subnet, verify=False)
     with nested.activate(subnet):
         for batch in (inputs, other if nested.graph.batch is not None else ()):
             if batch:
                 error = relative_error(nested(*batch), slim(*batch))
-                assert error <= tolerance, f"nested and extracted differ by {error:.1e} under {subnet}"
+                assert error <= tolerance, (
+                    f"nested and extracted differ by {error:.1e} under {subnet}"
+                )
     costs = nested.estimate([subnet]).row(0)
-    assert costs.params == sum(p.numel() for p in slim.parameters()), "predicted parameters are wrong"
+    assert costs.params == sum(p.numel() for p in slim.parameters()), (
+        "predicted parameters are wrong"
+    )
 
 
 def _check_silenced(nested: Any, draw: random.Random, tolerance: float) -> None:
     """Arbitrary kept positions in every group that no statistic spans."""
     graph: Graph = nested.graph
-    spanned = {d for call in graph.calls.values() for expr in call.normalised for d in dims_of(expr)}
+    spanned = {
+        d for call in graph.calls.values() for expr in call.normalised for d in dims_of(expr)
+    }
     picks = {
-        group.name: torch.tensor(sorted(draw.sample(range(group.size), draw.randint(1, group.size))))
+        group.name: torch.tensor(
+            sorted(draw.sample(range(group.size), draw.randint(1, group.size)))
+        )
         for group in graph.groups
         if group.dim not in spanned
     }
@@ -70,7 +82,9 @@ def _check_silenced(nested: Any, draw: random.Random, tolerance: float) -> None:
     )
     sliced = pytree.tree_leaves(slim(*nested.example_inputs))
     error = relative_error(reference, sliced)
-    assert error <= tolerance, f"extracted and silenced original differ by {error:.1e}, kept {picks}"
+    assert error <= tolerance, (
+        f"extracted and silenced original differ by {error:.1e}, kept {picks}"
+    )
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -79,4 +93,6 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 def _bit_equal(a: Any, b: Any) -> bool:
     left, right = pytree.tree_leaves(a), pytree.tree_leaves(b)
-    return len(left) == len(right) and all(torch.equal(x, y) for x, y in zip(left, right, strict=True))
+    return len(left) == len(right) and all(
+        torch.equal(x, y) for x, y in zip(left, right, strict=True)
+    )
