@@ -1,12 +1,13 @@
-"""What a network costs: MACs, parameters, bytes; from the op table, for any number of subnets at once.
+"""What a network costs: MACs, parameters, bytes; from the op table, for many subnets at once.
 
-Every count is a sum of products of dim sizes, so it is evaluated, not measured: sizes may be NumPy arrays
-with one entry a subnet. Counts are for one sample. Attention counts by its formula (two matrix products).
+Every count is a sum of products of dim sizes, so it is evaluated, not measured: sizes may be NumPy
+arrays with one entry a subnet. Counts are for one sample. Attention counts by its formula (two
+matrix products).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,20 +19,22 @@ from torch import fx
 from nestify.dims import Dim, Expr
 from nestify.errors import UsageError
 from nestify.groups import Graph
-from nestify.rules import NORMS, VIEWS, Call, op_name
-from nestify.slicing import kept_size
+from nestify.polynomials import Algebra, Chunk, Polynomial, times, total
+from nestify.rules import NORMS, VIEWS, Call, Dims, op_name
 
 __all__ = ["CONVENTIONS", "Convention", "Cost", "Costs", "Pricing"]
 
 Column = npt.NDArray[Any]
+
+_CHUNK = 8192  # subnets evaluated at once: few enough that all columns stay in cache
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Cost of one network for one sample: ``macs`` and ``params`` are counts, sizes are bytes.
 
-    ``activation_bytes`` is the peak of live tensors in graph order; ``latency_ms`` is None where no target
-    measured or predicted it.
+    ``activation_bytes`` is the peak of live tensors in graph order; ``latency_ms`` is None where no
+    target measured or predicted it.
     """
 
     macs: int
@@ -56,13 +59,15 @@ class Costs(NamedTuple):
     latency_ms: Column | None = None
 
     def row(self, index: int) -> Cost:
+        """The cost of one subnet."""
         latency = None if self.latency_ms is None else float(self.latency_ms[index])
-        return Cost(*(int(column[index]) for column in self[:4]), latency)
+        macs, params, size, activation = (int(column[index]) for column in self[:4])
+        return Cost(macs, params, size, activation, latency)
 
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """What counts: each bias vector once as MACs or not at all, norm parameters as parameters or not."""
+    """What counts: each bias vector once as MACs or not, norm parameters as parameters or not."""
 
     bias_macs: bool
     norm_params: bool
@@ -70,7 +75,7 @@ class Convention:
 
 CONVENTIONS: Mapping[str, Convention] = {
     "torch": Convention(bias_macs=False, norm_params=True),
-    # Deep Roots' tables: sum(pixels * weights) + each bias vector once; BatchNorm and Scale never counted.
+    # Deep Roots' tables: sum(pixels * weights) + each bias vector once; BatchNorm and Scale never.
     "caffe": Convention(bias_macs=True, norm_params=False),
 }
 
@@ -88,26 +93,20 @@ class Pricing:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        calls = graph.calls
-        self.loops = [loop for call in calls.values() for loop in call.macs]
-        self.biases = [dims for call in calls.values() if call.macs and (dims := _bias(call))]
-        norm_tensors = {
-            str(source.target)
-            for node, call in calls.items()
-            if call.op in NORMS
-            for source in node.all_input_nodes
-            if source.op == "get_attr"
-        }
-        self.tensors = [
-            (
-                graph.tensor_dims[name],
-                tensor.element_size(),
-                isinstance(tensor, torch.nn.Parameter),
-                name in norm_tensors,
-            )
-            for name, tensor in graph.capture.tensors.items()
-        ]
-        self.storages = _storages(graph)
+        self.algebra = Algebra()
+        volume = self.algebra.volume
+        calls = graph.calls.values()
+        self.loops = total(volume(loop) for call in calls for loop in call.macs)
+        self.biases = total(volume(bias) for call in calls if call.macs and (bias := _bias(call)))
+        norms = set(_norm_tensors(graph))
+        params, scales, sizes = [], [], []
+        for name, tensor in graph.capture.tensors.items():
+            count = volume(graph.tensor_dims[name])
+            sizes.append(times(count, tensor.element_size()))
+            if isinstance(tensor, torch.nn.Parameter):
+                (scales if name in norms else params).append(count)
+        self.params, self.scales, self.sizes = total(params), total(scales), total(sizes)
+        self.changes = _peaks(graph, volume)
 
     def costs(self, sizes: Mapping[Dim, Column], count: int, convention: str = "torch") -> Costs:
         """Evaluate all counts for ``count`` subnets, whose kept sizes are the columns of ``sizes``.
@@ -120,57 +119,53 @@ class Pricing:
             raise UsageError(
                 f"unknown convention {convention!r}; choose from {', '.join(CONVENTIONS)}"
             )
-        at: dict[Dim, Any] = dict(sizes)
-        if self.graph.batch is not None:
-            at[self.graph.batch] = 1
-        macs = _total((_volume(loop, at) for loop in self.loops), count)
-        if rule.bias_macs:
-            macs += _total((_volume(dims, at) for dims in self.biases), count)
-        params = _total(
-            (
-                _volume(d, at)
-                for d, _, is_param, is_norm in self.tensors
-                if is_param and (rule.norm_params or not is_norm)
-            ),
-            count,
-        )
-        size = _total((_volume(dims, at) * width for dims, width, _, _ in self.tensors), count)
-        return Costs(macs, params, size, self._peak(at, count))
-
-    def _peak(self, at: Mapping[Dim, Any], count: int) -> Column:
-        """Largest sum of live storages over time."""
-        live = np.zeros(count, dtype=np.int64)
-        peak = live.copy()
-        for born, dead in self.storages:
-            live = live + sum(_volume(dims, at) * width for dims, width in born)
-            np.maximum(peak, live, out=peak)
-            live = live - sum(_volume(dims, at) * width for dims, width in dead)
-        return peak
-
-
-def _volume(dims: tuple[Expr, ...], at: Mapping[Dim, Any]) -> Any:
-    total: Any = 1
-    for expr in dims:
-        total = total * kept_size(expr, at)
-    return total
-
-
-def _total(terms: Any, count: int) -> Column:
-    total = np.zeros(count, dtype=np.int64)
-    for term in terms:
-        total += term
-    return total
+        macs = total([self.loops, self.biases if rule.bias_macs else {}])
+        params = total([self.params, self.scales if rule.norm_params else {}])
+        columns = [np.empty(count, dtype=np.int64) for _ in range(4)]
+        for start in range(0, count, _CHUNK):
+            rows = slice(start, min(start + _CHUNK, count))
+            cut = {d: np.asarray(s[rows], dtype=np.int64) for d, s in sizes.items()}
+            chunk = Chunk(self.algebra, cut, rows.stop - start)
+            for column, terms in zip(columns, (macs, params, self.sizes), strict=False):
+                chunk.add(terms, column[rows], clear=True)
+            chunk.peak(self.changes, columns[3][rows])
+        return Costs(*columns)
 
 
 def _bias(call: Call) -> tuple[Expr, ...] | None:
     return call.dims("bias")
 
 
-Storage = tuple[tuple[Expr, ...], int]
+def _norm_tensors(graph: Graph) -> Iterator[str]:
+    for node, call in graph.calls.items():
+        if call.op in NORMS:
+            yield from (str(s.target) for s in node.all_input_nodes if s.op == "get_attr")
+
+
+def _peaks(graph: Graph, volume: Callable[[Dims], Polynomial]) -> list[Polynomial]:
+    """How the bytes of live tensors change from one moment that may be the peak to the next.
+
+    A tensor lives from the node that makes it to the last node that reads it. Of two moments only
+    the later may be the peak where no size shrinks between them, only the earlier where none grows.
+    """
+    changes: list[Polynomial] = []
+    change: Polynomial = {}
+    for born, dead in _storages(graph):
+        change = total([change, *(times(volume(dims), width) for dims, width in born)])
+        if any(share > 0 for share in change.values()):
+            if changes and all(share > 0 for share in change.values()):
+                change = total([changes.pop(), change])
+            changes.append(change)
+            change = {}
+        change = total([change, *(times(volume(dims), -width) for dims, width in dead)])
+    return changes
+
+
+Storage = tuple[Dims, int]
 
 
 def _storages(graph: Graph) -> list[tuple[list[Storage], list[Storage]]]:
-    """For each activation node in order: the storages born there and those read for the last time."""
+    """For each activation node in order: the storages born there, and those last read there."""
     root: dict[fx.Node, fx.Node] = {}
     last: dict[fx.Node, int] = {}
     nodes = [n for n in graph.nodes if n.op != "get_attr"]

@@ -1,4 +1,4 @@
-"""Analysis: run every node's rule, then read off the elastic dims, the fixed ones and why, and the cost terms."""
+"""Analysis: run every node's rule, then read off the elastic dims, and the fixed ones and why."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
+from nestify.blocks import find_blocks
 from nestify.capture import Capture, source_line
 from nestify.dims import Const, Dim, Expr, Reason, dims_of, fix, leaves_of, new_dim
 from nestify.errors import UsageError
@@ -56,7 +58,7 @@ class FixedDim:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A residual block ``exit = entry + f(entry)``: dropping it puts ``entry`` in the place of ``exit``."""
+    """A residual block ``exit = entry + f(entry)``: dropping it puts ``entry`` in its place."""
 
     name: str
     entry: str
@@ -73,8 +75,8 @@ class Coverage(NamedTuple):
 class Graph:
     """A captured model whose every dim is known.
 
-    ``dims`` gives each node's dims, ``calls`` what each node's rule found, ``tensor_dims`` the dims of each
-    parameter and buffer by name, ``batch`` the free batch dim or None.
+    ``dims`` gives each node's dims, ``calls`` what each node's rule found, ``tensor_dims`` the dims
+    of each parameter and buffer by name, ``batch`` the free batch dim or None.
 
     >>> import torch
     >>> from nestify.capture import capture
@@ -93,16 +95,17 @@ class Graph:
         }
         self.unknown_ops: dict[str, str] = {}
         self.units: tuple[Unit, ...] = ()
-        self._batch: Dim | None = None
+        self.example_batch: Dim | None = None
 
     @property
     def nodes(self) -> list[fx.Node]:
+        """The captured nodes, in order."""
         return list(self.capture.graph.nodes)
 
     @property
     def batch(self) -> Dim | None:
         """The batch dim while it is free, else None (the batch size of the example is baked in)."""
-        found = [d for d in dims_of(self._batch) if d.batch] if self._batch else []
+        found = [d for d in dims_of(self.example_batch) if d.batch] if self.example_batch else []
         return found[0] if found else None
 
     @cached_property
@@ -127,7 +130,7 @@ class Graph:
 
     @cached_property
     def fixed(self) -> tuple[FixedDim, ...]:
-        """Every parameter dim that is not elastic although its size is a choice, with the reason."""
+        """Every parameter dim that is not elastic although its size is a choice, and why."""
         nodes = {node.name: node for node in self.capture.graph.nodes}
         found: dict[tuple[Reason, int], list[Site]] = {}
         for name, dims in self.tensor_dims.items():
@@ -149,6 +152,7 @@ class Graph:
 
     @cached_property
     def coverage(self) -> Coverage:
+        """How much of the model is elastic."""
         params = [(t.numel(), self.tensor_dims[name]) for name, t in self.parameters()]
         macs = [(_size(loop), loop) for call in self.calls.values() for loop in call.macs]
         return Coverage(_elastic_share(params), _elastic_share(macs))
@@ -156,10 +160,6 @@ class Graph:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """Residual blocks that may be dropped, found with dominators."""
-        from nestify.blocks import (
-            find_blocks,
-        )  # imports networkx: 0.15 s that analysis alone need not pay
-
         return tuple(Block(*names) for names in find_blocks(self.capture.graph))
 
     def with_units(self, units: Sequence[Unit]) -> Graph:
@@ -207,8 +207,8 @@ def _placeholder_dims(graph: Graph, node: fx.Node) -> Dims:
     why = Reason(node.name, "input", "is a dim of the model's input")
     dims: list[Expr] = [Const(int(n), why) for n in val.shape]
     if node.name in graph.capture.batched:
-        graph._batch = graph._batch or Dim(int(val.shape[0]), batch=True)
-        dims[0] = graph._batch
+        graph.example_batch = graph.example_batch or Dim(int(val.shape[0]), batch=True)
+        dims[0] = graph.example_batch
     return tuple(dims)
 
 
@@ -298,6 +298,7 @@ class _Names:
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors
         self.taken: set[str] = set()
+        self.numbers: dict[str, Iterator[int]] = {}
 
     def give(self, dim: Dim, where: list[Site]) -> str:
         wide = [s for s in where if self.tensors[s.tensor].ndim > 1]
@@ -308,12 +309,11 @@ class _Names:
         candidates = [base, *([f"{base}:{role}"] if role else [])]
         if role and base not in self.taken:
             candidates.reverse()
-        number = 2
         while candidates[0] in self.taken:
             candidates.pop(0)
             if not candidates:
+                number = next(self.numbers.setdefault(base, count(2)))
                 candidates = [f"{base}:{number}"]
-                number += 1
         self.taken.add(candidates[0])
         return candidates[0]
 

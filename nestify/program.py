@@ -89,7 +89,7 @@ class Program:
     def bind(self, keep: Keep, batch: int) -> Bound:
         """Fill in what a subnet keeps; steps without a size among their arguments are shared."""
         if self.graph.batch is not None:
-            keep.sizes[self.graph.batch] = batch
+            keep.hold(self.graph.batch, batch)
         for node in self.attrs:
             keep.plan(self.graph.tensor_dims[str(node.target)])
         return Bound(keep, [self._respelled(step, keep) for step in self.steps])

@@ -1,43 +1,71 @@
 """Evaluation: given what is kept of each Dim, the kept size and kept indices of any expression.
 
-Slicing parameters, masks, costs and new shape literals are all this one evaluation. What is kept of a Dim
-is a count (its first positions: ordered dropout) or a tensor of positions (importance pruning).
+Slicing parameters, masks, costs and new shape literals are all this one evaluation. What is kept of
+a Dim is a count (its first positions: ordered dropout) or a tensor of positions (importance
+pruning).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from nestify.dims import Const, Dim, Expr, Product, dims_of, resolve
+from nestify.dims import Concat, Const, Dim, Expr, Product, dims_of, resolve
 from nestify.errors import UsageError
 
-__all__ = ["Keep", "kept_size"]
+__all__ = ["Fold", "Keep"]
+
+T = TypeVar("T")
 
 
-def kept_size(expr: Expr, sizes: Mapping[Dim, Any]) -> Any:
-    """Size of ``expr`` when each Dim keeps ``sizes[dim]`` positions (all of them where it is not listed).
-
-    Sizes may be ints, NumPy arrays (one entry a subnet) or fx nodes' symbolic values: only ``+`` and ``*``
-    are used.
+class Fold(Generic[T]):
+    """Values of expressions, from their leaves up; each expression is worked out once.
 
     >>> a = Dim(8)
-    >>> kept_size(Product((Const(3), a)), {a: 5})
-    15
+    >>> Fold(lambda leaf: leaf.size, math.prod, sum)(Product((Const(3), a)))
+    24
     """
-    expr = resolve(expr)
+
+    def __init__(
+        self,
+        leaf: Callable[[Dim | Const], T],
+        times: Callable[[list[T]], T],
+        plus: Callable[[list[T]], T],
+    ) -> None:
+        self._leaf, self._times, self._plus = leaf, times, plus
+        self._known: dict[Expr, T] = {}
+
+    def __call__(self, expr: Expr) -> T:
+        """The value of ``expr``."""
+        known = self._known
+        stack = [] if expr in known else [expr]
+        while stack:
+            top = stack[-1]
+            parts = _written(top)
+            pending = [part for part in parts if part not in known]
+            if pending:
+                stack.extend(pending)
+                continue
+            stack.pop()
+            if isinstance(top, Product):
+                known[top] = self._times([known[part] for part in parts])
+            elif isinstance(top, Concat):
+                known[top] = self._plus([known[part] for part in parts])
+            else:
+                known[top] = known[parts[0]] if parts else self._leaf(top)
+        return known[expr]
+
+
+def _written(expr: Expr) -> tuple[Expr, ...]:
+    """What ``expr`` is made of as it stands: resolving it first would copy long concatenations."""
     if isinstance(expr, Dim):
-        return sizes.get(expr, expr.size)
-    if isinstance(expr, Const):
-        return expr.size
+        return () if expr.ref is None else (expr.ref,)
     if isinstance(expr, Product):
-        total: Any = 1
-        for part in expr.factors:
-            total = total * kept_size(part, sizes)
-        return total
-    return sum(kept_size(part, sizes) for part in expr.parts)
+        return expr.factors
+    return expr.parts if isinstance(expr, Concat) else ()
 
 
 class Keep:
@@ -55,11 +83,22 @@ class Keep:
         self.picks = dict(picks or {})
         self.sizes: dict[Dim, int] = {**counts, **{d: len(p) for d, p in self.picks.items()}}
         self._plans: dict[int, tuple[Sequence[Expr], list[tuple[int, Any]]]] = {}
+        self._size = Fold(self._kept, math.prod, sum)
 
     def size(self, expr: Expr) -> int:
-        return kept_size(expr, self.sizes)
+        """Kept size of ``expr``."""
+        return self._size(expr)
+
+    def hold(self, dim: Dim, size: int) -> None:
+        """Set the size of ``dim`` from now on, such as the batch size of one call."""
+        self.sizes[dim] = size
+        self._size = Fold(self._kept, math.prod, sum)
+
+    def _kept(self, leaf: Dim | Const) -> int:
+        return self.sizes.get(leaf, leaf.size) if isinstance(leaf, Dim) else leaf.size
 
     def is_full(self, expr: Expr) -> bool:
+        """Whether all of ``expr`` is kept, in its order."""
         return all(
             self.sizes.get(dim, dim.size) == dim.size and dim not in self.picks
             for dim in dims_of(expr)
@@ -86,7 +125,7 @@ class Keep:
         return torch.cat(pieces)
 
     def literal(self, value: Any, expr: Any) -> Any:
-        """Respell an argument ``value`` by the expressions that a rule gave for it (None: unchanged)."""
+        """Respell an argument by the expressions that a rule gave for it (None: unchanged)."""
         if expr is None:
             return value
         if isinstance(expr, tuple):
@@ -94,7 +133,7 @@ class Keep:
         return expr if isinstance(expr, int) else self.size(expr)
 
     def plan(self, dims: Sequence[Expr]) -> list[tuple[int, Any]]:
-        """How to cut a tensor with these dims: (dim, count of first positions or index tensor) per cut."""
+        """How to cut a tensor with these dims: (dim, count of first ones or positions) per cut."""
         cached = self._plans.get(id(dims))
         if cached is not None:
             return cached[1]
@@ -110,7 +149,7 @@ class Keep:
         return steps
 
     def slice(self, tensor: torch.Tensor, dims: Sequence[Expr]) -> torch.Tensor:
-        """Cut ``tensor`` to what is kept: views for first positions, copies for other index sets."""
+        """Cut ``tensor`` to what is kept: views for first positions, copies for others."""
         for position, cut in self.plan(dims):
             if isinstance(cut, int):
                 tensor = tensor.narrow(position, 0, cut)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from nestify.dims import Const, Dim, Expr, Product, dims_of, resolve
+from nestify.dims import Const, Dim, Expr, Product, resolve
 from nestify.groups import Graph
 from nestify.rules import bind_arguments, op_name
-from nestify.slicing import Keep
+from nestify.slicing import Fold, Keep
 
 __all__ = ["Spelling"]
 
@@ -25,6 +25,7 @@ class Spelling:
     def __init__(self, source: Graph, keep: Keep, graph: fx.Graph) -> None:
         self.source, self.keep, self.graph = source, keep, graph
         self._batch: fx.Node | None = None
+        self._has_batch = Fold(lambda leaf: isinstance(leaf, Dim) and leaf.batch, any, any)
 
     def literals(self, node: fx.Node) -> dict[str, Any]:
         """New values of the arguments that spell sizes."""
@@ -62,7 +63,7 @@ class Spelling:
         return sizes
 
     def _follows_batch(self, expr: Any) -> bool:
-        return not isinstance(expr, int) and any(dim.batch for dim in dims_of(expr))
+        return not isinstance(expr, int) and self._has_batch(expr)
 
     def _size(self, expr: Expr) -> Any:
         """A size that depends on the batch, as nodes."""
