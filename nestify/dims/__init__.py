@@ -3,9 +3,9 @@
 An expression is a :class:`Dim` (one elastic dim), a :class:`Const` (never changes), a
 :class:`Product` (row-major flattening, ``heads * head_dim``) or a :class:`Concat` (side by side,
 the channels of a ``torch.cat``). Three operations work by refinement: a Dim may be replaced,
-everywhere at once, by an expression over smaller Dims. Replacement is union-find with path compression and
-chains of refinements are followed in loops, so a whole graph costs near-linear time. What recursion
-remains goes from a product into its factors, each at most half its size.
+everywhere at once, by an expression over smaller Dims. Replacement is union-find with path
+compression, and chains of refinements are followed in loops, so a whole graph costs near-linear
+time. What recursion remains goes from a product into its factors, each at most half its size.
 
 * :func:`unify` makes two expressions the same dim,
 * :func:`split` cuts one into its first ``k`` positions and the rest,

@@ -32,10 +32,10 @@ __all__ = [
 # Ops whose parameters scale and shift normalised values.
 NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
 
-# Ops that give another view of their first operand's memory; in-place ops do by their schema.
+# Ops that give another view of their first operand; in-place ops do too, by their schema.
 VIEWS = frozenset(
     "view _unsafe_view reshape view_as reshape_as flatten unflatten permute transpose swapaxes "
-    "swapdims t numpy_T movedim squeeze unsqueeze expand expand_as broadcast_to slice select unbind "
+# Ops that give another view of their first operand; in-place ops do too, by their schema.
     "split_with_sizes getitem detach alias".split()
 )
 

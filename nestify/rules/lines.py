@@ -55,6 +55,13 @@ LINES: dict[str, Line] = {
         contracts="i j",
         macs="*b o i j",
     ),
+    "transformers::grouped_mm_fallback": Line(  # experts, each on its own run of positions
+        "s i, e i o, e -> s o",
+        ("input", "weight", "offs"),
+        contracts="i",
+        fixes="s",
+        macs="s i o",
+    ),
     "embedding": Line("v e, *b -> *b e", ("weight", "indices")),
     "batch_norm": _channel_norm,
     "instance_norm": _channel_norm,

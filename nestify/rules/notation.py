@@ -30,7 +30,7 @@ class Line:
     overload has; an absent tensor is skipped); ``sizes``: letter -> argument that holds its size;
     ``literals``: argument -> letters whose sizes it spells out; ``contracts``, ``fixes``,
     ``normalises``, ``macs``: letters, blank-separated; ``paths``: the letter of the groups and the
-    letter of a group's width; ``rank``: how many dims ``*s``, ``*k`` and ``*t`` stand for, if fixed.
+    letter of a group's width; ``rank``: how many dims ``*s``, ``*k``, ``*t`` stand for, if fixed.
     """
 
     text: str

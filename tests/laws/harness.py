@@ -23,10 +23,10 @@ Tensors = list[torch.Tensor]
 class Sample:
     """A function of tensors and the operands to try it on.
 
-    ``operands`` is like ``"B 4 5, 6* 4, i3: 2 2"``: sizes of one operand after another, ``*`` on dims
-    that must stay elastic (all others must not), ``B`` for the batch dim of an input; ``i3:`` makes
-    integers below 3, ``b:`` booleans, ``s:`` floats without a gradient. Without ``values`` only shapes are compared. ``macs`` is the
-    count at full size, where torch's own counter cannot tell.
+    ``operands`` is like ``"B 4 5, 6* 4, i3: 2 2"``: sizes of one operand after another, ``*`` on
+    dims that must stay elastic (all others must not), ``B`` for the batch dim of an input; ``i3:``
+    makes integers below 3, ``b:`` booleans, ``s:`` floats without a gradient. Without ``values``
+    only shapes are compared. ``macs`` is the count at full size, where torch's counter cannot tell.
     """
 
     run: Callable[..., Any]
@@ -35,8 +35,16 @@ class Sample:
     macs: int | None = None
 
 
+class Samples(dict[str, Sample]):
+    """Samples by name; no name twice."""
+
+    def add(self, name: str, run: Callable[..., Any], operands: str, **options: Any) -> None:
+        assert name not in self, name
+        self[name] = Sample(run, operands, **options)
+
+
 class OneOp(nn.Module):
-    """A module whose parameters (and inputs, where they have a batch dim) are a sample's operands."""
+    """A module whose parameters (inputs, where they have a batch dim) are a sample's operands."""
 
     def __init__(self, sample: Sample) -> None:
         super().__init__()
@@ -73,7 +81,7 @@ def _operand(text: str, generator: torch.Generator) -> torch.Tensor:
 
 
 class Analysis:
-    """The dims and calls of a captured sample; unlike ``analyse`` it spares outputs and no error."""
+    """Dims and calls of a captured sample; unlike ``analyse``, outputs stay and errors rise."""
 
     def __init__(self, captured: Capture) -> None:
         self.captured = captured
@@ -110,7 +118,7 @@ class Analysis:
         return list(found)
 
     def run(self, keep: Keep | None, silence: Keep | None = None) -> dict[fx.Node, Any]:
-        """Run on slices (``keep``), or whole with removed positions zeroed where an op sums them."""
+        """Run on slices (``keep``), or whole with removed positions zeroed where summed."""
         env: dict[fx.Node, Any] = {}
         inputs = iter(self.captured.example_inputs)
         for node in self.captured.graph.nodes:
@@ -177,9 +185,9 @@ def macs(call: Call, keep: Keep) -> int:
     return sum(math.prod(keep.size(expr) for expr in loop) for loop in call.macs)
 
 
-def analyse_sample(sample: Sample) -> tuple[OneOp, Analysis]:
+def analyse_sample(sample: Sample) -> Analysis:
     net = OneOp(sample)
-    return net, Analysis(capture(net, tuple(net.inputs)))
+    return Analysis(capture(net, tuple(net.inputs)))
 
 
 def _flat(dims: Any) -> Iterator[Any]:

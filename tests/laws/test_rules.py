@@ -58,7 +58,7 @@ def test_the_vocabulary_of_public_models_is_covered() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_law(name: str) -> None:
     sample = SAMPLES[name]
-    net, analysis = analyse_sample(sample)
+    analysis = analyse_sample(sample)
     ops = {call.op for call in analysis.calls.values()}
     assert (op_of(name) in ops) != (op_of(name) in REWRITTEN)
     assert elasticity(sample, analysis) == sample.operands

@@ -1,0 +1,150 @@
+"""Samples of the ops that rearrange, cut, join, repeat, make and index, and of recurrent nets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tests.laws.harness import Samples
+
+SHAPES = Samples()
+add = SHAPES.add
+aten = torch.ops.aten
+
+# --- views ----------------------------------------------------------------------------------------
+
+add("view", lambda x: x.view(2, 3, 4), "6* 4*")
+add("view:join", lambda x: x.view(-1, 5), "2* 3* 5*")
+add("view:across", lambda x: x.view(4, 6), "6 4")
+add("view:nested", lambda x: x.view(2, 12), "4* 6*")
+add("view:ones", lambda x: x.view(1, 6, 1, 4), "6* 4*")
+add("view:heads", lambda x: x.view(x.shape[0], 5, 3, 2, 4), "B 5 24")
+add("view:qkv", lambda x, w: (x @ w).view(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4), "B 5 6, 6 24*")
+add("view:cat", lambda x, y: torch.cat([x, y], 1).view(2, 3, 4), "2* 4*, 2* 8*")
+add("view:mixed", lambda x, y: torch.cat([x, y], 1).view(2, 2, 6), "2* 5*, 2* 7*")
+add("view:batch", lambda x, w: (x * w).view(-1, 4), "B 3 4, 3 4")
+add("reshape", lambda x: x.transpose(0, 1).reshape(3, 8), "2* 3* 4*")
+add("reshape:window", lambda x: x.reshape(2, 2, 2, 3, 2, 5).permute(0, 1, 3, 2, 4, 5), "2* 4* 6* 5*")  # fmt: skip  # noqa: E501
+add("_unsafe_view", lambda x: aten._unsafe_view(x, [2, 3, 4]), "6* 4*")
+add("view_as", lambda x, y: x.view_as(y), "6* 4*, 2* 3* 4*")
+add("reshape_as", lambda x, y: x.reshape_as(y), "6* 4*, 2* 3* 4*")
+add("flatten", lambda x: x.flatten(1), "2* 3* 4*")
+add("flatten:middle", lambda x: x.flatten(1, -2), "B 3 4 2")
+add("unflatten", lambda x: x.unflatten(1, (2, 3)), "2* 6* 4*")
+add("unflatten:rest", lambda x: x.unflatten(-1, (2, -1)), "2* 6*")
+add("permute", lambda x: x.permute(2, 0, -2), "2* 3* 4*")
+for _name in ("transpose", "swapaxes", "swapdims"):
+    add(_name, lambda x, n=_name: getattr(aten, n)(x, 0, -1), "2* 3* 4*")
+add("t", lambda x: aten.t(x), "2* 3*")
+add("numpy_T", lambda x: aten.numpy_T(x), "2* 3*")
+add("movedim", lambda x: aten.movedim(x, 0, -1), "3* 3* 4*")
+add("movedim:two", lambda x: aten.movedim(x, [0, 1], [2, 0]), "3* 2* 4*")
+add("movedim:same", lambda x, y: aten.movedim(x @ x.t() + y, 0, 1), "3* 4*, 3* 3*")
+add("squeeze", lambda x: x.squeeze(1), "2* 1 3*")
+add("squeeze:kept", lambda x: x.squeeze(0), "2 1 3*")
+add("squeeze:all", lambda x: x.squeeze(), "2 1 3")
+add("squeeze:dims", lambda x: x.squeeze((0, 2)), "1 3* 1")
+add("unsqueeze", lambda x: x.unsqueeze(-1), "2* 3*")
+add("unsqueeze:front", lambda x: x.unsqueeze(0), "2* 3*")
+
+# --- joins and cuts -------------------------------------------------------------------------------
+
+add("cat", lambda x, y: torch.cat([x, y], 1), "2* 3*, 2* 4*")
+add("cat:three", lambda x, y, z: torch.cat([x, y, x, z], -1), "2* 3*, 2* 4*, 2* 1")
+add("cat:batch", lambda x, y: torch.cat([x * y, y * x], 0), "B 4, 4")
+add("stack", lambda x, y: torch.stack([x, y], 1), "2* 3*, 2* 3*")
+add("split_with_sizes", lambda x: x.split([1, 2, 3], 1), "2* 6*")
+add("split", lambda x: x.split(4, -1), "2* 10*")
+add("split:cat", lambda x, y: torch.cat([x, y], 1).split(4, 1), "2* 3*, 2* 7*")
+add("chunk", lambda x: x.chunk(3, 1), "2* 6*")
+add("chunk:gate", lambda x, w: (lambda a, b: a * b)(*F.linear(x, w).chunk(2, -1)), "B 4, 6* 4")
+add("tensor_split", lambda x: x.tensor_split((1, 4), 1), "2* 6*")
+add("unsafe_chunk", lambda x: torch.unsafe_chunk(x, 2, 1), "2* 6*")
+add("unsafe_split", lambda x: torch.unsafe_split(x, 4, 1), "2* 6*")
+add("unbind", lambda x: x.unbind(1), "2* 3 4*")
+add("getitem", lambda x: x.unbind(1)[2], "2* 3 4*")
+add("slice", lambda x: x[:, 1:4], "2* 6*")
+add("slice:end", lambda x: x[:, :4], "2* 6*")
+add("slice:start", lambda x: x[:, 2:], "2* 6*")
+add("slice:negative", lambda x: x[:, -4:-1], "2* 6*")
+add("slice:past", lambda x: x[:, 2:99], "2* 6*")
+add("slice:cat", lambda x, y: torch.cat([x, y], 1)[:, 2:5], "2* 4*, 2* 5*")
+add("slice:product", lambda x: x.flatten(1)[:, 4:12], "2* 4* 4*")
+add("slice:inside", lambda x: x.flatten(1)[:, 2:12], "2* 4 4*")
+add("slice:step", lambda x: x[:, ::2], "2* 6*")
+add("slice:odd", lambda x: x[:, 1::2], "2* 6*")
+add("slice:uneven", lambda x: x[:, 1::4], "2* 6")
+add("slice:batch", lambda x, y: x[:, 1:3] * y, "B 4, 2")
+add("select", lambda x: x[:, 2], "2* 6*")
+add("select:first", lambda x: x[:, 0], "2* 6* 3*")
+add("select:last", lambda x: x[:, -1], "2* 6*")
+add("select:cat", lambda x, y: torch.cat([x, y], 1)[:, 0], "2* 1 3*, 2* 5* 3*")
+add("glu", lambda x: F.glu(x, 1), "2* 6* 3*")
+
+# --- repeats and new tensors ----------------------------------------------------------------------
+
+add("expand", lambda x: x.expand(5, 3, -1), "3* 4*")
+add("expand:stretch", lambda x: x.expand(2, 5, 4), "1 4*")
+add("expand:batch", lambda x, y: torch.cat([y.expand(x.shape[0], -1), x], 1), "B 4, 1 2*")
+add("expand_as", lambda x, y: x.expand_as(y), "1 4*, 3* 4*")
+add("broadcast_to", lambda x: aten.broadcast_to(x, [2, 3, 4]), "3* 1")
+add("repeat", lambda x: x.repeat(2, 3, 1), "1 4*")
+add("repeat:front", lambda x: x.repeat(5, 1, 2), "3* 4*")
+add("repeat:batch", lambda x, y: x + y.repeat(x.shape[0], 1), "B 4, 1 4")
+add("repeat_interleave", lambda x: x.repeat_interleave(3, 1), "2* 4*")
+for _name in ("zeros", "ones", "rand", "randn", "empty"):
+    add(_name, lambda x, n=_name: getattr(torch, n)(2, 3) + x, "3*", values=_name[0] in "zo")
+for _name in ("new_zeros", "new_ones", "new_empty"):
+    add(_name, lambda x, n=_name: x + getattr(aten, n)(x, [2, 3]), "3*", values=_name[-1] == "s")
+add("full", lambda x: torch.full((2, 3), 7.0) + x, "3*")
+add("new_full", lambda x: x.new_full((2, 3), 7.0) + x, "3*")
+add("zeros:batch", lambda x, y: torch.cat([x, torch.zeros(x.shape[0], 4) * y], 1), "B 4, 4*")
+add("arange", lambda x: x + torch.arange(3), "2* 3")
+add("arange:start", lambda x: x + torch.arange(1, 4), "2* 3")
+add("linspace", lambda x: x + torch.linspace(0, 1, 3), "2* 3")
+add("eye", lambda x: x + torch.eye(3), "2* 3 3")
+add("tril_indices", lambda x: x + torch.tril_indices(2, 2), "2 3")
+add("triu_indices", lambda x: x + torch.triu_indices(2, 2), "2 3")
+add("scalar_tensor", lambda x: x + aten.scalar_tensor(2.0), "2* 3*")
+add("meshgrid", lambda x, y: torch.meshgrid(x, y, indexing="ij"), "3, 4")
+add("histc", lambda x: torch.histc(x, 5), "3 4")
+
+# --- indexing and padding -------------------------------------------------------------------------
+
+add("index", lambda x, i: x[:, i], "2* 5 3*, i5: 4*")
+add("index:two", lambda x, i, j: x[:, i, j], "2* 5 4 3*, i5: 3* 1, i4: 2*")
+add("index:apart", lambda x, i, j: x[i, :, j], "5 2* 4, i5: 3*, i4: 3*")
+add("index:flat", lambda x, i: x[i].view(2, 3, 4), "5 4*, i5: 6*")
+add("index_put", lambda x, i, v: aten.index_put(x, [None, i], v), "2* 5 3*, i5: 2, 2* 2 3*")
+add("index_put:inplace", lambda x, i, v: aten.index_put_(x.clone(), [i], v), "5 3*, i5: 2, 3*")
+add("index_select", lambda x, i: x.index_select(1, i), "2* 5 3*, i5: 4*")
+add("gather", lambda x, i: x.gather(1, i), "2* 5, i5: 2* 3")
+add("gather:part", lambda x, i: x.gather(0, i), "5 4, i5: 3 2")
+add("pad", lambda x: F.pad(x, (1, 2)), "2* 3*")
+add("pad:two", lambda x: F.pad(x, (1, 0, 0, 2), value=3.0), "2* 3* 4*")
+add("pad:crop", lambda x: F.pad(x, (-1, 1)), "2* 4")
+add("pad:reflect", lambda x: F.pad(x, (1, 1), mode="reflect"), "2* 4")
+add("pad:replicate", lambda x: F.pad(x, (1, 1, 0, 0), mode="replicate"), "2* 3* 4")
+add("constant_pad_nd", lambda x: aten.constant_pad_nd(x, [1, 2], 0.5), "2* 3*")
+add("roll", lambda x: x.roll(1, 1), "2* 3 4*")
+add("roll:flat", lambda x: x.roll(1), "2 3")
+add("flip", lambda x: x.flip(-1), "2* 3")
+
+# --- recurrent nets -------------------------------------------------------------------------------
+
+_RNN = "8 3, 8 2, 8, 8"
+
+
+def _lstm(x: torch.Tensor, h: torch.Tensor, *params: torch.Tensor) -> Any:
+    return aten.lstm(x, [h, h], list(params), True, 1, 0.0, False, False, True)
+
+
+def _gru(x: torch.Tensor, h: torch.Tensor, *params: torch.Tensor) -> Any:
+    return aten.gru(x, h, list(params), True, 1, 0.0, False, False, False)
+
+
+add("lstm", _lstm, f"5* 4 3, 1 5* 2, {_RNN}")
+add("lstm:batch", lambda x, *p: _lstm(x, torch.zeros(1, len(x), 2), *p), f"B 4 3, {_RNN}")
+add("gru", _gru, "4 5* 3, 1 5* 2, 6 3, 6 2, 6, 6")
