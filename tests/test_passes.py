@@ -1,4 +1,4 @@
-"""Passes: recipes as text, the units each pass chooses, and golden texts of what follows from them."""
+"""Passes: recipes as text, the units each pass chooses, golden texts of what follows."""
 
 from __future__ import annotations
 

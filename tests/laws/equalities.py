@@ -1,4 +1,4 @@
-"""The laws that every captured model obeys, as one check: nested = extracted = silenced original."""
+"""The laws of every captured model as one check: nested = extracted = silenced original."""
 
 from __future__ import annotations
 

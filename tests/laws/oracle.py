@@ -1,7 +1,7 @@
-"""The reference that slicing is checked against: the full-size graph with removed positions silenced.
+"""What slicing is checked against: the full-size graph with removed positions silenced.
 
-It reads the original parameters and literals only, so it shares neither the slicing of tensors nor the
-respelling of literals with what it checks: just the claim which positions of a dim belong together.
+It reads the original parameters and literals only, so it shares neither the slicing of tensors nor
+the respelling of literals with what it checks: just the claim which positions belong together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nestify.slicing import Keep
 def silenced(
     graph: Graph, tensors: Mapping[str, torch.Tensor], keep: Keep, flat: list[Any]
 ) -> list[Any]:
-    """Run the captured graph at full size, zeroing removed positions wherever an op sums over them."""
+    """Run the captured graph whole, zeroing removed positions wherever an op sums over them."""
     env: dict[fx.Node, Any] = {}
     inputs = iter(flat)
 
@@ -58,7 +58,7 @@ def _silenced_call(graph: Graph, keep: Keep, node: fx.Node, env: dict[fx.Node, A
 
 
 def normalises_elastic(graph: Graph, keep: Keep) -> bool:
-    """Whether an op takes statistics over a dim that this subnet shrinks: then the nets must differ."""
+    """Whether an op takes statistics over a dim that shrinks: then the nets must differ."""
     return any(not keep.is_full(expr) for call in graph.calls.values() for expr in call.normalised)
 
 

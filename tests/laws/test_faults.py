@@ -1,4 +1,4 @@
-"""The laws must be able to fail: wrong op rules are planted one at a time, and each must be caught."""
+"""The laws must be able to fail: op rules are broken one at a time, and each must be caught."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.laws.equalities import check_laws
 
 
 class Shuffle(nn.Module):
-    """conv - conv, side by side, shuffled, grouped, gated, attended: every op a fault is planted in."""
+    """Convolutions side by side, shuffled, grouped, cut, attended: every op with a fault."""
 
     def __init__(self) -> None:
         super().__init__()

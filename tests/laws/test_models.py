@@ -1,4 +1,4 @@
-"""The laws on generated models: 510 in the suite, drawn and shrunk by hypothesis, 20 subnets each."""
+"""The laws on generated models: 510 in the suite, drawn by hypothesis, 20 subnets each."""
 
 from __future__ import annotations
 
