@@ -62,6 +62,12 @@ def test_transposed_weights_are_named_after_their_weight(tmp_path: Path) -> None
     assert weights == {"qkv.weight.T", "out.weight.T"}
 
 
+def test_weights_of_one_row_or_column_are_named_too(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 1), nn.GELU(), nn.Linear(1, 6)).eval()
+    report = export(model, tmp_path / "net.onnx", example_inputs=(torch.randn(2, 5, 6),))
+    assert report.error <= 1e-5
+
+
 @pytest.mark.parametrize("simplify", [True, False])
 def test_no_source_paths_and_only_our_properties(simplify: bool, tmp_path: Path) -> None:
     path, metadata = tmp_path / "net.onnx", {"subnet": '{"a": 1}', "nestify.score": "0.9"}
