@@ -40,7 +40,12 @@ def trace(
         example_inputs, example_kwargs = infer_inputs(model)
     if example_inputs is not None and not isinstance(example_inputs, tuple):
         example_inputs = (example_inputs,)
-    return analyse(capture(model, example_inputs or (), example_kwargs))
+    graph = analyse(capture(model, example_inputs or (), example_kwargs))
+    if (
+        graph.capture.tiled and graph.batch is None
+    ):  # the size that was traced is baked in: trace the example's
+        graph = analyse(capture(model, example_inputs or (), example_kwargs, tile=False))
+    return graph
 
 
 def transform(

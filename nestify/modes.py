@@ -46,13 +46,14 @@ _TRACERS = re.compile(r"[/\\]torch[/\\](fx|export|_export|_dynamo|_functorch)[/\
 
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Undo on exit what tracing or a trial run changes: modes, attributes, registered tensors, random state."""
+    """Undo on exit what tracing or a trial run changes: modes, attributes, buffers, random state."""
     before: list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]]]] = []
     for module in model.modules():
         registries = {
             k: dict(v) for k, v in vars(module).items() if k in ("_parameters", "_buffers")
         }
         before.append((module, dict(vars(module)), registries))
+    values = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
     devices = {t.device for _, t in tensors_of(model) if t.device.type == "cuda"}
     state = random.getstate()
     try:
@@ -66,6 +67,10 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
             for name, saved in registries.items():
                 vars(module)[name].clear()
                 vars(module)[name].update(saved)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 @contextlib.contextmanager

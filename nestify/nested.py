@@ -29,11 +29,13 @@ from nestify.original import as_original_class
 from nestify.program import Bound, Program
 from nestify.slicing import Keep, check_positions
 from nestify.space import SearchSpace, Subnet, Unit
-from nestify.trees import submodule, tensors_of
+from nestify.trees import find, tensors_of
 
 __all__ = ["NestedModel"]
 
 _CACHE = 64
+# Two orders of adding up the same numbers differ by less than this, relative to the largest output.
+_LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 class NestedModel(nn.Module):
@@ -75,9 +77,7 @@ class NestedModel(nn.Module):
         """Set the mode as the original does: modules that its own ``train`` keeps in eval stay there."""
         super().train(mode)
         for path, trains in self._in_training.items():
-            module = submodule(self, path)
-            if mode and not trains and module is not None:
-                module.training = False
+            find(self, path).training = mode and trains
         return self
 
     # --- running ------------------------------------------------------------------------------------------
@@ -156,32 +156,41 @@ class NestedModel(nn.Module):
             VerificationError: the result differs from this model under the same subnet.
         """
         keep = self.keep(subnet)
-        slim = emit(self.graph, dict(tensors_of(self)), keep)
+        slim = emit(self.graph, dict(self.named_tensors()), keep)
+        if verify:
+            self._verify(slim, keep)
         if calibrate is not None:
             reestimate_batch_norm(slim, calibrate)
-        elif verify:
-            self._verify(slim, keep)
         if as_original_class:
             return _original(self, slim)
         return slim
 
     def _verify(self, slim: fx.GraphModule, keep: Keep) -> None:
-        flat, _ = pytree.tree_flatten((self.example_inputs, self.example_kwargs))
-        tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
+        call = (self.example_inputs, self.example_kwargs)
+        tensors = [t for t in pytree.tree_leaves(call) if isinstance(t, torch.Tensor)]
         if any(t.is_meta for t in (*tensors, *self.parameters())):
             return
-        with left_as_found(self), torch.no_grad():
+        with left_as_found(self), torch.no_grad():  # the same random state for both
             self.eval()
-            steps = self._program.bind(keep, self._program.batch_size(flat))
-            mine = self._program.run(self, steps, flat)
-            theirs = pytree.tree_leaves(slim(*self.example_inputs, **self.example_kwargs))
-            error = relative_error(mine, theirs)
-        limit = 1e-10 if all(t.dtype == torch.float64 for t in tensors) else 1e-4
+            flat = pytree.tree_leaves(copy.deepcopy(call))
+            bound = self._program.bind(keep, self._program.batch_size(flat))
+            mine = self._program.run(self, bound, flat)
+        with left_as_found(slim), torch.no_grad():
+            args, kwargs = copy.deepcopy(call)
+            theirs = pytree.tree_leaves(slim(*args, **kwargs))
+        error = relative_error(mine, theirs)
+        limit = max(
+            (_LIMITS.get(t.dtype, 0.0) for t in (*tensors, *self.parameters())), default=0.0
+        )
         if not error <= limit:
             raise VerificationError(
                 f"the extracted model differs from the nested model by {error:.1e} relative (limit {limit:g}); "
                 "this is a defect of nestify: please report it with the model"
             )
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every parameter, buffer and constant, tied ones under each of their names."""
+        return tensors_of(self)
 
     def estimate(
         self,
@@ -236,7 +245,7 @@ class _Activation:
         return self.nested
 
     def __exit__(self, *exc: object) -> None:
-        self.nested._active = self.before
+        self.nested.activate(self.before)
 
 
 def _original(nested: NestedModel, slim: fx.GraphModule) -> nn.Module:

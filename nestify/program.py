@@ -12,7 +12,7 @@ from torch import fx, nn
 from nestify.groups import Graph
 from nestify.rules import VIEWS, bind_arguments, op_name
 from nestify.slicing import Keep
-from nestify.trees import get_tensor, submodule
+from nestify.trees import find, get_tensor, submodule
 
 __all__ = ["Bound", "Program"]
 
@@ -217,6 +217,4 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 def _stochastic(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
-    module = submodule(root, args[1])
-    assert module is not None
-    return module(args[0])
+    return find(root, args[1])(args[0])

@@ -16,7 +16,9 @@ from nestify.slicing import Keep
 from nestify.spelling import Spelling
 from nestify.trees import (
     children,
+    find,
     first_paths,
+    is_saved,
     place_module,
     put_tensor,
     skeleton,
@@ -54,15 +56,17 @@ class Rebuilder:
     def complete(self) -> nn.Module:
         """The tree with what the graph does not read too: every name of the original, tied tensors tied."""
         model = self.captured.model
-        for path, first in first_paths(model).items():
-            if path != first:
-                parent, _, leaf = path.rpartition(".")
-                owner, module = submodule(self.root, parent), submodule(self.root, first)
-                assert owner is not None and module is not None
-                children(owner)[leaf] = module
-        saved = model.state_dict(keep_vars=True).keys()
+        first = first_paths(model)
+        for path, module in model.named_modules():
+            siblings = children(find(self.root, path))
+            for name in children(module):
+                known = first.get(f"{path}.{name}".lstrip("."))
+                if known is not None:
+                    child = find(self.root, known)
+                    siblings.pop(name, None)
+                    siblings[name] = child
         for name, canonical in self.captured.aliases.items():
-            put_tensor(self.root, name, self.tensor(canonical), persistent=name in saved)
+            put_tensor(self.root, name, self.tensor(canonical), persistent=is_saved(model, name))
         for name in self.captured.tensors.keys() - self.captured.aliases.keys():
             put_tensor(self.root, name, self.tensor(name), persistent=False)
         return self.root
@@ -153,8 +157,7 @@ class Rebuilder:
     def _stochastic(self, node: fx.Node) -> Placed:
         operand, path = node.args
         assert isinstance(operand, fx.Node) and isinstance(path, str)
-        original = submodule(self.captured.model, path)
-        assert original is not None
+        original = find(self.captured.model, path)
         if type(submodule(self.root, path)) is not type(original):
             place_module(self.root, path, copy.deepcopy(original))
         return path, operand

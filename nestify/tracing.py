@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
 import warnings
@@ -48,7 +49,8 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph so far
+            yield
     finally:
         logging.disable(before)
 
@@ -72,6 +74,8 @@ def source_line(node: fx.Node) -> str:
 
 # --- failed traces ------------------------------------------------------------------------------------------
 
+_DATA = re.compile(r"DataDependent|data-dependent|item\(\)|Sym(Bool|Int|Float)")
+
 
 def _explain(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
@@ -87,8 +91,7 @@ def _explain(
             "its forward accepts"
         )
     where = _place(model, error.__traceback__)
-    kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
-    if "DataDependent" in kinds or "data-dependent" in str(error) or "item()" in str(error):
+    if _DATA.search(f"{type(error).__name__} {error}"):
         return (
             f"{name} cannot be captured{where}: this line needs the value of a tensor, which a graph "
             "does not have. Write the choice with torch.where or masks, or move it out of forward"

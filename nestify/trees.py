@@ -13,8 +13,10 @@ from torch import nn
 
 __all__ = [
     "children",
+    "find",
     "first_paths",
     "get_tensor",
+    "is_saved",
     "place_module",
     "put_tensor",
     "skeleton",
@@ -33,6 +35,14 @@ def submodule(root: nn.Module, path: str) -> nn.Module | None:
     found: nn.Module | None = root
     for part in path.split(".") if path else ():
         found = children(found).get(part) if found is not None else None
+    return found
+
+
+def find(root: nn.Module, path: str) -> nn.Module:
+    """The module at ``path``, which must be there."""
+    found = submodule(root, path)
+    if found is None:
+        raise AttributeError(f"no module {path!r} in {type(root).__name__}")
     return found
 
 
@@ -68,9 +78,7 @@ def _container(root: nn.Module, path: str) -> nn.Module:
 def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
     """The parameter or buffer of that dotted name."""
     path, _, leaf = name.rpartition(".")
-    owner = submodule(root, path)
-    if owner is None:
-        raise AttributeError(f"no module {path!r}")
+    owner = find(root, path)
     registries = vars(owner)
     for registry in ("_parameters", "_buffers"):
         found = registries[registry].get(leaf)
@@ -79,13 +87,20 @@ def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
     return getattr(owner, leaf)
 
 
+def is_saved(root: nn.Module, name: str) -> bool:
+    """Whether that parameter or buffer is part of the state dict."""
+    path, _, leaf = name.rpartition(".")
+    return leaf not in vars(find(root, path))["_non_persistent_buffers_set"]
+
+
 def put_tensor(
     root: nn.Module, name: str, tensor: torch.Tensor, *, persistent: bool = True
 ) -> None:
-    """Register a parameter or buffer under its dotted name, in the place of what was there."""
+    """Register a parameter or buffer under its dotted name, after those already there."""
     path, _, leaf = name.rpartition(".")
     registries = vars(_container(root, path))
     kind = "_parameters" if isinstance(tensor, nn.Parameter) else "_buffers"
+    registries[kind].pop(leaf, None)
     registries[kind][leaf] = tensor
     kept_out: set[str] = registries["_non_persistent_buffers_set"]
     if kind == "_buffers" and not persistent:
