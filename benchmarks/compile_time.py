@@ -28,7 +28,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.support.clock import Row, Stopwatch, limit, machine, seconds, show, write
+from benchmarks.support.clock import (
+    Row,
+    Spent,
+    Stopwatch,
+    limit,
+    machine,
+    seconds,
+    show,
+    timed,
+    write,
+)
 from benchmarks.support.networks import example, networks
 from nestify.api import trace
 from nestify.capture import Capture, capture
@@ -69,13 +79,13 @@ def peer(model: nn.Module, x: Tensor) -> int:
     return len(list(graph.get_all_groups(ignored_layers=[classifier])))
 
 
-def captured(model: nn.Module, x: Tensor) -> tuple[Capture, float, float]:
+def captured(model: nn.Module, x: Tensor) -> tuple[Capture, Spent, float]:
     """The capture, its time, and that of torch.export in it; nothing is cached before."""
     FakeTensorMode.cache_clear()
     watch = Stopwatch(torch.export.export)
     with mock.patch.object(torch.export, "export", watch):
-        found, time = seconds(lambda: capture(model, (x,)))
-    return found, time, watch.total
+        found, spent = timed(lambda: capture(model, (x,)))
+    return found, spent, watch.total
 
 
 def compile_row(name: str, model: nn.Module, x: Tensor) -> Row:
@@ -84,31 +94,34 @@ def compile_row(name: str, model: nn.Module, x: Tensor) -> Row:
     source, note = captures[-1][0], ""
     if not importlib.util.find_spec("torch_pruning"):
         note = "not installed"
-    ours: list[float] = []
+    ours: list[Spent] = []
     theirs: list[float] = []
     for _ in range(REPEATS):
-        ours.append(seconds(lambda: analysis(source))[1])
+        ours.append(timed(lambda: analysis(source))[1])
         if not note and sum(theirs) < PEER_LIMIT / 2:
             try:
                 with limit(PEER_LIMIT):
-                    theirs.append(seconds(lambda: peer(model, x))[1])
+                    theirs.append(seconds(lambda: peer(model, x)))
             except Exception as error:  # it fails in many ways; each is noted
                 note = f"{type(error).__name__}: {error}".splitlines()[0][:60]
     graph = analysis(source)
-    capture_time, export_time = median(c[1] for c in captures), median(c[2] for c in captures)
-    rewrite_time = median(seconds(lambda: rewrite(graph))[1] for _ in range(3))
+    stages = {
+        "capture": [spent for _, spent, _ in captures],
+        "analysis": ours,
+        "rewrite": [timed(lambda: rewrite(graph))[1] for _ in range(3)],
+    }
+    wall = {f"{stage} s": median(s.wall for s in spent) for stage, spent in stages.items()}
     return {
         "model": name,
         "nodes": len(graph.nodes),
         "groups": len(graph.groups),
-        "torch.export s": export_time,
-        "capture s": capture_time,
-        "analysis s": median(ours),
-        "rewrite s": rewrite_time,
-        "total s": capture_time + median(ours) + rewrite_time,
+        "torch.export s": median(export for *_, export in captures),
+        **wall,
+        "total s": sum(wall.values()),
+        "total cpu s": sum(median(s.cpu for s in spent) for spent in stages.values()),
         "peer s": median(theirs) if theirs else note,
         "peer runs": len(theirs),
-        "analysis / peer": median(ours) / median(theirs) if theirs else None,
+        "analysis / peer": wall["analysis s"] / median(theirs) if theirs else None,
     }
 
 
@@ -127,7 +140,7 @@ def import_rows() -> list[Row]:
         rows.append({"what": f"{name}, after {first}", "best s": min(times), "bar s": 0.3})
     command = [str(Path(sys.executable).with_name("nestify")), "--help"]
     times = [
-        seconds(lambda: subprocess.run(command, capture_output=True, check=True))[1]
+        seconds(lambda: subprocess.run(command, capture_output=True, check=True))
         for _ in range(REPEATS)
     ]
     return [*rows, {"what": "nestify --help", "best s": min(times), "bar s": 0.5}]
@@ -140,7 +153,7 @@ def pricing_row() -> Row:
     rng = np.random.default_rng(0)
     columns = {group.dim: rng.integers(1, group.size + 1, SUBNETS) for group in graph.groups}
     pricing = Pricing(graph)
-    times = [seconds(lambda: pricing.costs(columns, SUBNETS))[1] for _ in range(REPEATS)]
+    times = [seconds(lambda: pricing.costs(columns, SUBNETS)) for _ in range(REPEATS)]
     return {"what": f"cost of {SUBNETS:,} subnets", "median s": median(times), "bar s": 2.0}
 
 

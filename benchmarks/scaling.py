@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.support.clock import Row, Stopwatch, machine, seconds, show, write
+from benchmarks.support.clock import Row, Stopwatch, machine, seconds, show, timed, write
 from benchmarks.support.synthetic import BUILDERS
 from nestify.capture import capture
 from nestify.cost import Pricing
@@ -48,7 +48,7 @@ def best(call: Callable[[], Any]) -> float:
     for _ in range(REPEATS):
         gc.collect()
         with quiet():
-            times.append(seconds(call)[1])
+            times.append(seconds(call))
     return min(times)
 
 
@@ -91,15 +91,15 @@ def capture_row(size: int) -> Row:
     before, torch.export.export = torch.export.export, watch
     try:
         with quiet():
-            source, time = seconds(lambda: capture(model, (torch.randn(1, 8),)))
+            source, spent = timed(lambda: capture(model, (torch.randn(1, 8),)))
     finally:
         torch.export.export = before
     nodes = len(source.graph.nodes)
     return {
         "nodes": nodes,
-        "capture s": time,
+        "capture s": spent.wall,
         "torch.export us": watch.total / nodes * 1e6,
-        "the rest us": (time - watch.total) / nodes * 1e6,
+        "the rest us": (spent.wall - watch.total) / nodes * 1e6,
     }
 
 

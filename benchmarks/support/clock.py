@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tabulate import tabulate
@@ -23,12 +23,24 @@ RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("nestify", "torch", "torchvision", "torch-pruning", "numpy")
 
 
-def seconds(call: Callable[[], T]) -> tuple[T, float]:
+class Spent(NamedTuple):
+    """Seconds on the wall, and seconds of processor time of this process."""
+
+    wall: float
+    cpu: float
+
+
+def timed(call: Callable[[], T]) -> tuple[T, Spent]:
     """What ``call`` returns, and how long it took; earlier garbage is not on its bill."""
     gc.collect()
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     result = call()
-    return result, time.perf_counter() - start
+    return result, Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def seconds(call: Callable[[], T]) -> float:
+    """How long ``call`` takes on the wall."""
+    return timed(call)[1].wall
 
 
 @contextlib.contextmanager

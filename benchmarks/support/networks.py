@@ -9,6 +9,7 @@ import runpy
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,11 @@ def vision(name: str) -> tuple[nn.Module, Tensor]:
 def example(name: str) -> tuple[nn.Module, Tensor]:
     """The model of one of our examples, and its input."""
     found = runpy.run_path(str(EXAMPLES / f"{name}.py"))
-    return found["model"], found["example_inputs"][0]
+    model: Any = found["model"]
+    inputs: Any = found["example_inputs"]
+    if not isinstance(model, nn.Module):
+        model = model()
+    return model, (inputs() if callable(inputs) else inputs)[0]
 
 
 def networks() -> dict[str, Callable[[], tuple[nn.Module, Tensor]]]:
