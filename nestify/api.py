@@ -32,19 +32,19 @@ def trace(
     ([('0', 8)], 0.9922779922779923)
 
     Raises:
-        CaptureError: the model cannot be captured, or no example inputs were given and none could be inferred.
+        CaptureError: the model cannot be captured, or no example inputs could be inferred.
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model must be an nn.Module, not {type(model).__name__}")
+    given: Any = model  # the caller may have no type checker
+    if not isinstance(given, nn.Module):
+        raise UsageError(f"model must be an nn.Module, not {type(given).__name__}")
+    inputs: Any = () if example_inputs is None else example_inputs
     if example_inputs is None and not example_kwargs:
-        example_inputs, example_kwargs = infer_inputs(model)
-    if example_inputs is not None and not isinstance(example_inputs, tuple):
-        example_inputs = (example_inputs,)
-    graph = analyse(capture(model, example_inputs or (), example_kwargs))
-    if (
-        graph.capture.tiled and graph.batch is None
-    ):  # the size that was traced is baked in: trace the example's
-        graph = analyse(capture(model, example_inputs or (), example_kwargs, tile=False))
+        inputs, example_kwargs = infer_inputs(model)
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    graph = analyse(capture(model, inputs, example_kwargs))
+    if graph.capture.tiled and graph.batch is None:
+        # Two samples were traced and that size is baked in: trace the one sample that was given.
+        graph = analyse(capture(model, inputs, example_kwargs, tile=False))
     return graph
 
 
@@ -62,7 +62,7 @@ def transform(
     8
 
     Raises:
-        UsageError: an unknown recipe or option, or a recipe that finds nothing to choose in this model.
+        UsageError: an unknown recipe or option, or a recipe that finds nothing to choose.
         CaptureError: the model cannot be captured.
     """
     passes = parse_recipe(recipe)
@@ -72,8 +72,9 @@ def transform(
     if not graph.units:
         found = ", ".join(sorted({group.kind for group in graph.groups})) or "none"
         raise UsageError(
-            f"recipe {recipe!r} finds nothing to choose in {type(model).__name__}; kinds of elastic groups: {found}. "
-            "Try where=all, or `nestify inspect` to see why dims are fixed"
+            f"recipe {recipe!r} finds nothing to choose in {type(model).__name__}; "
+            f"kinds of elastic groups: {found}. Try where=all, or see with `nestify inspect` why "
+            "dims are fixed"
         )
     return NestedModel(graph, graph.units, recipe)
 
@@ -86,7 +87,7 @@ def estimate(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> Cost:
-    """Cost of one network for one sample; ``target`` adds ``latency_ms`` measured on the example inputs.
+    """Cost of one network for one sample; ``target`` adds the measured ``latency_ms``.
 
     >>> import torch, nestify
     >>> nestify.estimate(nn.Linear(4, 8), example_inputs=(torch.randn(1, 4),)).macs
@@ -104,5 +105,7 @@ def estimate(
 
     from nestify.targets import load_target
 
-    latency = load_target(target).measure(model, graph.capture.example_inputs)
+    latency = load_target(target).measure(
+        model, graph.capture.example_inputs, graph.capture.example_kwargs
+    )
     return costs._replace(latency_ms=np.array([latency])).row(0)

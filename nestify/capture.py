@@ -1,9 +1,10 @@
 """Capture: any ``nn.Module`` as one torch.fx graph of ATen calls over named parameters.
 
-``torch.export`` gives the graph. What it bakes in is undone here or noted for later: parameters keep their
-names and every node its module path and source line; the batch size is traced at 2 or more so that its dim
-can be told from a dim of size 1; stateless modules that act in training only (stochastic depth) leave a
-marker, and arguments that depend on the mode are listed with their value in training.
+``torch.export`` gives the graph. What it bakes in is undone here or noted for later: parameters
+keep their names and every node its module path and source line; the batch size is traced at 2 or
+more so that its dim can be told from a dim of size 1; stateless modules that act in training only
+(stochastic depth) leave a marker, and arguments that depend on the mode are listed with their value
+in training.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -32,12 +33,13 @@ __all__ = ["Capture", "capture", "source_line"]
 class Capture:
     """One captured model: the graph and all that is needed to run or rebuild it.
 
-    ``graph`` has placeholders (flattened inputs), ``get_attr`` nodes (parameters, buffers and constants, by
-    original name) and calls of ATen ops. ``tensors`` maps those names to the model's own tensors;
-    ``aliases`` maps every state-dict name to the name that the graph uses for the same tensor.
-    ``batched`` names the placeholders whose dim 0 is the batch; ``tiled`` says that they were traced at twice
-    the size of ``example_inputs``. ``mode_args`` lists arguments whose value depends on train/eval:
-    (node, argument) -> value in training; ``notes`` what training does that no argument can say.
+    ``graph`` has placeholders (flattened inputs), ``get_attr`` nodes (parameters, buffers and
+    constants, by original name) and calls of ATen ops. ``tensors`` maps those names to the model's
+    own tensors; ``aliases`` maps every state-dict name to the name that the graph uses for the same
+    tensor. ``batched`` names the placeholders whose dim 0 is the batch; ``tiled`` says that they
+    were traced at twice the size of ``example_inputs``. ``mode_args`` lists arguments whose value
+    depends on train/eval: (node, argument) -> value in training; ``notes`` what training does that
+    no argument can say.
     """
 
     model: nn.Module
@@ -63,8 +65,8 @@ def capture(
 ) -> Capture:
     """Capture ``model`` in eval mode; it is left as it was found, parameters and modes alike.
 
-    ``tile`` repeats inputs of batch 1, because a dim of size 1 cannot be told from one that broadcasts; where
-    the model refuses that, or without ``tile``, the batch stays 1 for good.
+    ``tile`` repeats inputs of batch 1, because a dim of size 1 cannot be told from one that
+    broadcasts; where the model refuses that, or without ``tile``, the batch stays 1 for good.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> capture(net, (torch.randn(1, 3, 8, 8),)).graph.find_nodes(
@@ -72,7 +74,8 @@ def capture(
     torch.Size([8, 3, 3, 3])
 
     Raises:
-        CaptureError: ``torch.export`` cannot trace the model, or the model has no tensor input or output.
+        CaptureError: ``torch.export`` cannot trace the model, or the model has no tensor input or
+            output.
     """
     kwargs = dict(example_kwargs or {})
     flat, spec = pytree.tree_flatten((example_inputs, kwargs))
@@ -117,8 +120,8 @@ def _capture(
         aliases=lowered.aliases,
         example_inputs=example_inputs,
         example_kwargs=example_kwargs,
-        in_spec=program.call_spec.in_spec,
-        out_spec=program.call_spec.out_spec,
+        in_spec=cast(pytree.TreeSpec, program.call_spec.in_spec),
+        out_spec=cast(pytree.TreeSpec, program.call_spec.out_spec),
         batched=frozenset(
             node.name for node, leaf in nodes if size > 1 and _is_batched(leaf, size)
         ),

@@ -11,7 +11,8 @@ __all__ = ["relative_error"]
 
 
 def relative_error(a: Any, b: Any) -> float:
-    """Largest difference between two equal pytrees of tensors, relative to the largest value of ``a``.
+    """Largest difference between two equal pytrees of tensors, relative to the largest value of
+    ``a``.
 
     >>> relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
     0.25

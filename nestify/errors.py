@@ -1,4 +1,4 @@
-"""The error family: one message that says what, where and what to do, and one exit code per kind."""
+"""The error family: one message that says what, where and what to do; one exit code a kind."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from __future__ import annotations
 class NestifyError(Exception):
     """Base of every error that nestify raises on purpose.
 
-    ``str(error)`` is one message for a person: what went wrong, the value or node, the user's source line
-    where there is one, and what to do. ``exit_code`` is what the command line returns for it.
+    ``str(error)`` is one message for a person: what went wrong, the value or node, the user's
+    source line where there is one, and what to do. ``exit_code`` is what the command line returns
+    for it.
     """
 
     exit_code = 1
 
 
 class UsageError(NestifyError):
-    """A wrong argument: an unknown recipe or target, a subnet out of range, a file without a model."""
+    """A wrong argument: an unknown recipe, a subnet out of range, a file without a model."""
 
     exit_code = 2
 
@@ -44,4 +45,6 @@ class ArtifactError(NestifyError):
 
 
 class NestifyWarning(UserWarning):
-    """Something of the model that the result leaves out; the message names the module and source line."""
+    """Something of the model that the result leaves out; the message names the module and source
+    line.
+    """

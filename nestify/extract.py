@@ -1,20 +1,25 @@
-"""Extraction: one subnet of an analysed graph as a plain, physically smaller ``torch.fx.GraphModule``.
+"""Extraction: one subnet of an analysed graph as a plain, physically smaller
+``torch.fx.GraphModule``.
 
-Every tensor is cut to its kept positions, every literal that spells a size is respelled, calls become
-ordinary torch modules under their original names, and what nothing reads is gone. The result imports
-nothing of nestify. Dropout, stochastic depth and BatchNorm are modules again and act in ``train()``; other
-arguments that depend on the mode (the ``dropout_p`` of attention) keep their value of eval.
+Every tensor is cut to its kept positions, every literal that spells a size is respelled, calls
+become ordinary torch modules under their original names, and what nothing reads is gone. The result
+imports nothing of nestify. Dropout, stochastic depth and BatchNorm are modules again and act in
+``train()``; other arguments that depend on the mode (the ``dropout_p`` of attention) keep their
+value of eval.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo  # pyright: ignore[reportPrivateUsage]  # no public way
+from torch.fx.graph import (
+    _PyTreeCodeGen,  # pyright: ignore[reportPrivateUsage]  # there is no public pytree codegen
+    _PyTreeInfo,  # pyright: ignore[reportPrivateUsage]
+)
 
 from nestify.groups import Graph
 from nestify.rebuild import Rebuilder
@@ -26,7 +31,7 @@ __all__ = ["emit", "module_tree"]
 
 
 def emit(graph: Graph, tensors: Mapping[str, torch.Tensor], keep: Keep) -> fx.GraphModule:
-    """Build the subnet that ``keep`` describes from ``tensors`` (full-size, by the graph's names)."""
+    """Build the subnet that ``keep`` describes from full-size ``tensors`` by the graph's names."""
     emitter = _Emitter(graph, tensors, keep)
     emitter.run()
     module = fx.GraphModule(emitter.modules.root, emitter.graph, type(graph.capture.model).__name__)
@@ -38,7 +43,9 @@ def emit(graph: Graph, tensors: Mapping[str, torch.Tensor], keep: Keep) -> fx.Gr
 
 
 def module_tree(graph: Graph) -> nn.Module:
-    """The whole network as modules with tensors of their own: every name of the original, in its order."""
+    """The whole network as modules with tensors of their own: every name of the original, in its
+    order.
+    """
     emitter = _Emitter(
         graph, dict(tensors_of(graph.capture.model)) | dict(graph.capture.tensors), Keep({})
     )
@@ -79,11 +86,12 @@ class _Emitter:
         if module is not None:
             path, operand = module
             return self.graph.call_module(path, (self.read(operand),))
-        args, kwargs = (fx.map_arg(part, self.read) for part in self.spelling.call(node))
-        return self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)  # type: ignore[arg-type]
+        args, kwargs = self.spelling.call(node)
+        args, kwargs = fx.map_arg(args, self.read), fx.map_arg(kwargs, self.read)
+        return self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
 
     def output(self, node: fx.Node) -> None:
-        values = tuple(fx.map_arg(node.args[0], self.read))
+        values = tuple(cast(list[Any], fx.map_arg(node.args[0], self.read)))
         captured = self.source.capture
         out_spec = captured.out_spec
         args_spec, kwargs_spec = captured.in_spec.children()
@@ -93,14 +101,16 @@ class _Emitter:
             return
         self.graph.output(values)
         if not (plain and out_spec.type is tuple and all(c.is_leaf() for c in out_spec.children())):
-            keywords = list(kwargs_spec.context or ())
+            keywords = [str(name) for name in kwargs_spec.context or ()]
             names = _argument_names(captured.model, args_spec.num_children, keywords)
             info = _PyTreeInfo(names, captured.in_spec, out_spec)
             self.graph.set_codegen(_PyTreeCodeGen(info))
 
 
 def _argument_names(model: nn.Module, positional: int, keywords: list[str]) -> list[str]:
-    """Names of the forward arguments that the example inputs filled, in the order of the input spec."""
+    """Names of the forward arguments that the example inputs filled, in the order of the input
+    spec.
+    """
     names = [
         p.name
         for p in inspect.signature(model.forward).parameters.values()

@@ -1,4 +1,6 @@
-"""Example inputs for the usual cases: a timm config, a transformers dummy, a first convolution, linear or embedding."""
+"""Example inputs for the usual cases: a timm config, a transformers dummy, a first convolution,
+linear or embedding.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _TOKENS = 16
 
 
 def infer_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Find inputs that the model's forward accepts, by trying the plausible ones; returns (args, kwargs).
+    """Find inputs that the model's forward accepts, by trying the plausible ones; returns (args,
+    kwargs).
 
     >>> infer_inputs(nn.Sequential(nn.Linear(3, 2)))[0][0].shape
     torch.Size([1, 3])

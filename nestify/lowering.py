@@ -1,4 +1,6 @@
-"""An exported program as one flat graph: named parameters, ATen calls in one spelling, nested blocks inlined."""
+"""An exported program as one flat graph: named parameters, ATen calls in one spelling, nested
+blocks inlined.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx, nn
+from torch._ops import HigherOrderOperator  # no public name
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 
@@ -24,7 +27,7 @@ _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
 class Lowered(NamedTuple):
-    """The graph, its placeholders in input order, and the tensors that its ``get_attr`` nodes name."""
+    """The graph, its placeholders in order, and the tensors that its ``get_attr`` nodes name."""
 
     graph: fx.Graph
     inputs: list[fx.Node]
@@ -69,8 +72,8 @@ class _Lowering:
             self.tensors[name] = tensor
         else:
             raise CaptureError(
-                f"{type(self.model).__name__} reads {spec.target!r}, a {spec.kind.name.lower()}, which "
-                "cannot be served; keep plain tensors in the model"
+                f"{type(self.model).__name__} reads {spec.target!r}, a {spec.kind.name.lower()}, "
+                "which cannot be served; keep plain tensors in the model"
             )
         made.meta.update(val=node.meta.get("val"), path="")
         self.new[node] = made
@@ -92,7 +95,7 @@ class _Lowering:
         self.graph.output(values)
 
     def call(self, node: fx.Node) -> None:
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if isinstance(node.target, HigherOrderOperator):
             self.inline(node, node.target)
         elif node.op == "get_attr" or op_name(node.target).startswith("_assert"):
             return
@@ -108,15 +111,18 @@ class _Lowering:
             made.meta["path"] = self.paths.get(path, path)
             self.new[node] = made
 
-    def inline(self, node: fx.Node, block: torch._ops.HigherOrderOperator) -> None:
-        """Copy the body of a ``no_grad`` or ``autocast(enabled=False)`` block; detach what leaves it."""
+    def inline(self, node: fx.Node, block: HigherOrderOperator) -> None:
+        """Copy the body of a ``no_grad`` or ``autocast(enabled=False)`` block; detach what leaves
+        it.
+        """
         name = block.name()
         bodies = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
         casts = name == "wrap_with_autocast" and node.args[2] is not False
         if name not in _INLINED or not bodies or casts:
+            line = source_line(node) or "an unknown line"
             raise CaptureError(
-                f"{type(self.model).__name__} uses {name} at {source_line(node) or 'an unknown line'}, "
-                "which cannot be served; move that block out of forward"
+                f"{type(self.model).__name__} uses {name} at {line}, which cannot be served; "
+                "move that block out of forward"
             )
         body = cast(fx.GraphModule, getattr(self.program.graph_module, str(bodies[0].target)))
         operands = iter(node.args[node.args.index(bodies[0]) + 1 :])

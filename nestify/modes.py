@@ -1,8 +1,10 @@
-"""Train and eval: a model is traced in eval; what it would have done in training is found and noted here.
+"""Train and eval: a model is traced in eval; what it would have done in training is found and noted
+here.
 
-Three kinds of modules read ``training``. torch.nn's own layers say so in one argument of one op (dropout,
-batch norm). Modules without state that are the identity in eval (stochastic depth) leave a marker op. For
-all others the model is traced a second time in training mode, and the arguments that differ are noted.
+Three kinds of modules read ``training``. torch.nn's own layers say so in one argument of one op
+(dropout, batch norm). Modules without state that are the identity in eval (stochastic depth) leave
+a marker op. For all others the model is traced a second time in training mode, and the arguments
+that differ are noted.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import contextlib
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import CodeType
 from typing import Any
 
@@ -45,8 +47,8 @@ _TRACERS = re.compile(r"[/\\]torch[/\\](fx|export|_export|_dynamo|_functorch)[/\
 
 
 @contextlib.contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Undo on exit what tracing or a trial run changes: modes, attributes, buffers, random state."""
+def left_as_found(model: nn.Module) -> Generator[None]:
+    """Undo on exit what a trial run changes: modes, attributes, buffers, the random state."""
     before: list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]]]] = []
     for module in model.modules():
         registries = {
@@ -74,13 +76,13 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def mode_readers(model: nn.Module) -> Iterator[set[nn.Module]]:
+def mode_readers(model: nn.Module) -> Generator[set[nn.Module]]:
     """Collect the modules of ``model`` whose ``training`` is read while the block runs."""
     own = set(model.modules())
     readers: set[nn.Module] = set()
 
     def read(module: nn.Module) -> bool:
-        caller = sys._getframe(1).f_code.co_filename  # pyright: ignore[reportPrivateUsage]  # who reads
+        caller = sys._getframe(1).f_code.co_filename  # pyright: ignore[reportPrivateUsage]
         if module in own and not _TRACERS.search(caller):
             readers.add(module)
         return vars(module)["training"]
@@ -97,23 +99,27 @@ def mode_readers(model: nn.Module) -> Iterator[set[nn.Module]]:
 
 
 def has_own_switch(module: nn.Module) -> bool:
-    """Whether ``module`` is a layer of torch.nn (or adds nothing to its forward) with one op for both modes."""
+    """Whether ``module`` is a layer of torch.nn (or adds nothing to its forward) with one op for
+    both modes.
+    """
     own = type(module).forward.__module__.startswith("torch.nn.modules")
     return own and isinstance(module, _OWN_SWITCH)
 
 
 def modes_in_training(model: nn.Module) -> dict[str, bool]:
-    """The mode of every module after ``model.train()``: classes that override it keep some in eval."""
+    """The mode of every module after ``model.train()``; a class may keep some in eval."""
     with left_as_found(model):
         model.train()
         return {path: module.training for path, module in model.named_modules()}
 
 
-# --- markers ------------------------------------------------------------------------------------------------
+# --- markers --------------------------------------------------------------------------------------
 
 
 def mark_stochastic(model: nn.Module) -> None:
-    """Let modules that are the identity in eval leave a marker in the graph (until ``left_as_found`` ends)."""
+    """Let modules that are the identity in eval leave a marker in the graph (until
+    ``left_as_found`` ends).
+    """
     _register_marker()
     for path, module in model.named_modules():
         if path and _may_be_stochastic(module):

@@ -1,4 +1,5 @@
-"""Ordinary torch modules for op calls: ``aten.conv2d`` over ``layer1.conv1.weight`` is an ``nn.Conv2d`` again.
+"""Ordinary torch modules for op calls: ``aten.conv2d`` over ``layer1.conv1.weight`` is an
+``nn.Conv2d`` again.
 
 One entry a module class: how its constructor arguments follow from the op's arguments and tensors.
 """
@@ -110,14 +111,17 @@ def _layer_norm(args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
     if tensors["weight"] is None:
         return None
     return nn.LayerNorm(
-        tuple(args["normalized_shape"]), args["eps"], bias=tensors["bias"] is not None, device=_META
+        list[int](args["normalized_shape"]),
+        args["eps"],
+        bias=tensors["bias"] is not None,
+        device=_META,
     )
 
 
 def _rms_norm(args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
     if tensors["weight"] is None:
         return None
-    return nn.RMSNorm(tuple(args["normalized_shape"]), args["eps"], device=_META)
+    return nn.RMSNorm(list[int](args["normalized_shape"]), args["eps"], device=_META)
 
 
 def _group_norm(args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
@@ -161,7 +165,9 @@ MODULES: dict[str, tuple[str, tuple[str, ...], Builder]] = {
 
 
 def build_module(target: Any, args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
-    """The plain torch module that computes this call, on the meta device, or None where torch has none."""
+    """The plain torch module that computes this call, on the meta device, or None where torch has
+    none.
+    """
     entry = MODULES.get(op_name(target))
     return entry[2](args, tensors, rank) if entry else None
 

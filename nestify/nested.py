@@ -1,9 +1,9 @@
-"""The nested model: an ordinary ``nn.Module`` that runs any of its subnets on prefix slices of its weights.
+"""The nested model: an ordinary ``nn.Module`` that runs any subnet on slices of its weights.
 
-In ``train()`` each forward draws a subnet; in ``eval()`` it runs the active one, the largest by default.
-Every layer computes with views of the full tensors, so a smaller subnet costs less and gradients land in
-the full parameters. The same literals and slices as :func:`nestify.extract.emit` are used, so that
-``nested(x)`` under a subnet equals ``extract(subnet)(x)``.
+In ``train()`` each forward draws a subnet; in ``eval()`` it runs the active one, the largest by
+default. Every layer computes with views of the full tensors, so a smaller subnet costs less and
+gradients land in the full parameters. The same literals and slices as :func:`nestify.extract.emit`
+are used, so that ``nested(x)`` under a subnet equals ``extract(subnet)(x)``.
 """
 
 from __future__ import annotations
@@ -67,27 +67,31 @@ class NestedModel(nn.Module):
 
     @property
     def example_inputs(self) -> tuple[Any, ...]:
+        """The positional inputs that the model was captured with."""
         return self.graph.capture.example_inputs
 
     @property
     def example_kwargs(self) -> dict[str, Any]:
+        """The keyword inputs that the model was captured with."""
         return dict(self.graph.capture.example_kwargs)
 
     def train(self, mode: bool = True) -> NestedModel:
-        """Set the mode as the original does: modules that its own ``train`` keeps in eval stay there."""
+        """Set the mode; modules that the original's own ``train`` keeps in eval stay there."""
         super().train(mode)
         for path, trains in self._in_training.items():
             find(self, path).training = mode and trains
         return self
 
-    # --- running ------------------------------------------------------------------------------------------
+    # --- running ----------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a drawn subnet in training, the active one in eval, on inputs as the original's."""
         captured = self.graph.capture
         flat, spec = pytree.tree_flatten((args, kwargs))
         if spec != captured.in_spec:
             raise UsageError(
-                f"inputs must have the structure of the example inputs, {captured.in_spec}; got {spec}"
+                "inputs must have the structure of the example inputs, "
+                f"{captured.in_spec}; got {spec}"
             )
         subnet = self.space.sample() if self.training and self._active is None else self._active
         steps = self._bind(subnet or self.space.largest(), self._program.batch_size(flat))
@@ -118,10 +122,10 @@ class NestedModel(nn.Module):
         """The subnet that ``eval()`` runs."""
         return self._active or self.space.largest()
 
-    # --- subnets ------------------------------------------------------------------------------------------
+    # --- subnets ----------------------------------------------------------------------------------
 
     def keep(self, subnet: Mapping[str, Any]) -> Keep:
-        """What ``subnet`` keeps of every Dim: sizes keep first positions, index sets those positions."""
+        """What ``subnet`` keeps of every Dim: its first positions, or an explicit index set."""
         counts = {name: size for name, size in subnet.items() if isinstance(size, int)}
         if len(counts) == len(subnet):
             return Keep(
@@ -148,8 +152,9 @@ class NestedModel(nn.Module):
         """Build one subnet as a plain, physically smaller GraphModule.
 
         ``subnet`` maps units to sizes, or groups to explicit positions to keep (a list or tensor).
-        ``calibrate`` gives batches of inputs, or (inputs, labels), from which BatchNorm statistics are
-        re-estimated. ``as_original_class`` gives the user's own class back where it can hold the slices.
+        ``calibrate`` gives batches of inputs, or (inputs, labels), from which BatchNorm statistics
+        are re-estimated. ``as_original_class`` gives the user's own class back where it can hold
+        the slices.
 
         Raises:
             UsageError: an unknown unit, a size or position out of range.
@@ -184,8 +189,8 @@ class NestedModel(nn.Module):
         )
         if not error <= limit:
             raise VerificationError(
-                f"the extracted model differs from the nested model by {error:.1e} relative (limit {limit:g}); "
-                "this is a defect of nestify: please report it with the model"
+                f"the extracted model differs from the nested model by {error:.1e} relative "
+                f"(limit {limit:g}); this is a defect of nestify: please report it with the model"
             )
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -198,7 +203,7 @@ class NestedModel(nn.Module):
         target: str | None = None,
         convention: str = "torch",
     ) -> Costs:
-        """Costs of many subnets at once, as NumPy columns; ``target`` adds measured ``latency_ms``."""
+        """Costs of many subnets as NumPy columns; ``target`` adds the measured ``latency_ms``."""
         columns = {
             self._groups[unit.name].dim: np.array(
                 [s.get(unit.name, unit.size) for s in subnets], dtype=np.int64
@@ -214,12 +219,14 @@ class NestedModel(nn.Module):
 
         device = load_target(target)
         latency = [
-            device.measure(self.extract(s, verify=False), self.example_inputs) for s in subnets
+            device.measure(self.extract(s, verify=False), self.example_inputs, self.example_kwargs)
+            for s in subnets
         ]
         return costs._replace(latency_ms=np.array(latency))
 
     @property
     def pricing(self) -> Pricing:
+        """The cost terms of the graph, set up once."""
         if "_pricing" not in self.__dict__:
             self.__dict__["_pricing"] = Pricing(self.graph)
         return self.__dict__["_pricing"]
@@ -236,7 +243,7 @@ class NestedModel(nn.Module):
 
 
 class _Activation:
-    """What ``activate`` returns: leaving a ``with`` block restores the subnet that was active before."""
+    """What ``activate`` returns: leaving a ``with`` block restores the subnet of before."""
 
     def __init__(self, nested: NestedModel, before: Subnet | None) -> None:
         self.nested, self.before = nested, before

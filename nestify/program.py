@@ -25,7 +25,9 @@ class _Slot(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """One call with slots for tensors: in eval, in training, and the slots that are free afterwards."""
+    """One call with slots for tensors: in eval, in training, and the slots that are free
+    afterwards.
+    """
 
     node: fx.Node
     out: int
@@ -45,7 +47,9 @@ class Bound(NamedTuple):
 
 
 class Program:
-    """The captured graph, ready to be bound to subnets and run on any module tree that holds its tensors."""
+    """The captured graph, ready to be bound to subnets and run on any module tree that holds its
+    tensors.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -111,7 +115,9 @@ class Program:
         return step._replace(args=args, kwargs=kwargs, in_training=in_training)
 
     def run(self, root: nn.Module, bound: Bound, flat: Sequence[Any]) -> list[Any]:
-        """Run on the tensors of ``root``, each module of it in its own mode; returns the flat outputs."""
+        """Run on the tensors of ``root``, each module of it in its own mode; returns the flat
+        outputs.
+        """
         env: list[Any] = [None] * len(self.slots)
         for node, value in zip(self.inputs, flat, strict=True):
             env[self.slots[node]] = value
@@ -194,7 +200,7 @@ def _written(graph: Graph) -> list[fx.Node]:
     return [n for n in found if not isinstance(tensors[str(n.target)], nn.Parameter)]
 
 
-# --- calls that need their module ---------------------------------------------------------------------------
+# --- calls that need their module -----------------------------------------------------------------
 
 
 def _trains(root: nn.Module, path: str) -> bool:

@@ -54,7 +54,9 @@ class Rebuilder:
         return self._cut[name]
 
     def complete(self) -> nn.Module:
-        """The tree with what the graph does not read too: every name of the original, tied tensors tied."""
+        """The tree with what the graph does not read too: every name of the original, tied tensors
+        tied.
+        """
         model = self.captured.model
         first = first_paths(model)
         for path, module in model.named_modules():
@@ -72,7 +74,9 @@ class Rebuilder:
         return self.root
 
     def place(self, node: fx.Node, spelling: Spelling) -> Placed | None:
-        """Put the module for a call in its place: (path, operand), or None where no module computes it."""
+        """Put the module for a call in its place: (path, operand), or None where no module computes
+        it.
+        """
         name = op_name(node.target)
         if name == "nestify::stochastic":
             return self._stochastic(node)
@@ -80,7 +84,7 @@ class Rebuilder:
             return self._with_tensors(node, spelling.arguments(node))
         return self._dropout(node)
 
-    # --- modules with tensors -----------------------------------------------------------------------------
+    # --- modules with tensors ---------------------------------------------------------------------
 
     def _with_tensors(self, node: fx.Node, bound: dict[str, Any]) -> Placed | None:
         """A call whose tensors all belong to one module is a call of that module."""
@@ -104,7 +108,7 @@ class Rebuilder:
         return path, activation
 
     def _path(self, node: fx.Node, own: Mapping[str, fx.Node | None]) -> str | None:
-        """The module whose tensors these are: the one that made the call, else any that holds them all."""
+        """The module whose tensors these are: the one that made the call, else any other."""
         own_path = str(node.meta["path"])
         held = [
             {
@@ -127,10 +131,12 @@ class Rebuilder:
                 put_tensor(module, name, tensor)
         if hasattr(module, "num_batches_tracked"):
             counted = self.tensors.get(f"{path}.num_batches_tracked")
-            module.num_batches_tracked = None if counted is None else counted.detach().clone()
+            vars(module)["_buffers"]["num_batches_tracked"] = (
+                None if counted is None else counted.detach().clone()
+            )
         place_module(self.root, path, module)
 
-    # --- modules of the mode ------------------------------------------------------------------------------
+    # --- modules of the mode ----------------------------------------------------------------------
 
     def _switched(self, node: fx.Node) -> bool:
         """Whether the call acts otherwise in training."""

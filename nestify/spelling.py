@@ -1,9 +1,11 @@
-"""Literals of a subnet: sizes that what is kept decides, and sizes that only the batch of the call decides."""
+"""Literals of a subnet: sizes that what is kept decides, and sizes that only the batch of the call
+decides.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,7 +42,9 @@ class Spelling:
         return bind_arguments(node) | self.literals(node)
 
     def call(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments as the call gave them, literals respelled; defaults stay unsaid where they can."""
+        """The arguments as the call gave them, literals respelled; defaults stay unsaid where they
+        can.
+        """
         new, bound = self.literals(node), bind_arguments(node)
         names = list(bound)[: len(node.args)]
         args = tuple(new.get(name, arg) for name, arg in zip(names, node.args, strict=False))

@@ -1,4 +1,6 @@
-"""``torch.export`` behind one door: quiet, and with errors that name the module, the line and the remedy."""
+"""``torch.export`` behind one door: quiet, and with errors that name the module, the line and the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -44,8 +46,10 @@ def export_program(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's own report of a failed trace off the terminal: ours names the line and the remedy."""
+def _quiet() -> Generator[None]:
+    """Keep torch's own report of a failed trace off the terminal: ours names the line and the
+    remedy.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -72,7 +76,7 @@ def source_line(node: fx.Node) -> str:
     return f"{file}:{line}" if file else ""
 
 
-# --- failed traces ------------------------------------------------------------------------------------------
+# --- failed traces --------------------------------------------------------------------------------
 
 _DATA = re.compile(r"DataDependent|data-dependent|item\(\)|Sym(Bool|Int|Float)")
 
@@ -87,19 +91,19 @@ def _explain(
         where = _place(model, eager.__traceback__)
         return (
             f"{name} fails on the example inputs ({_describe(args, kwargs)}){where}: "
-            f"{type(eager).__name__}: {_first_line(eager)}. Pass example_inputs= and example_kwargs= that "
-            "its forward accepts"
+            f"{type(eager).__name__}: {_first_line(eager)}. Pass example_inputs= and "
+            "example_kwargs= that its forward accepts"
         )
     where = _place(model, error.__traceback__)
     if _DATA.search(f"{type(error).__name__} {error}"):
         return (
-            f"{name} cannot be captured{where}: this line needs the value of a tensor, which a graph "
-            "does not have. Write the choice with torch.where or masks, or move it out of forward"
+            f"{name} cannot be captured{where}: this line needs the value of a tensor, which a "
+            "graph does not have. Write the choice with torch.where, or move it out of forward"
         )
     return (
         f"{name} cannot be captured{where}: {type(error).__name__}: {_first_line(error)}. "
-        "It runs, but torch.export cannot follow this line; rewrite it with tensor operations, or move it "
-        "out of forward"
+        "It runs, but torch.export cannot follow this line; rewrite it with tensor operations, or "
+        "move it out of forward"
     )
 
 

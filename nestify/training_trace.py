@@ -1,4 +1,6 @@
-"""What differs in training: the arguments of each call, found by a second trace where the code decides."""
+"""What differs in training: the arguments of each call, found by a second trace where the code
+decides.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ _MARKER = "nestify::stochastic"
 
 
 class TrainingArguments(NamedTuple):
-    """Arguments whose value differs in training, and what training does that arguments cannot say."""
+    """Arguments whose value differs in training, and what training does beyond arguments."""
 
     values: Mapping[tuple[str, str], Any]
     notes: tuple[str, ...]
@@ -54,7 +56,7 @@ def training_arguments(
     finally:
         model.eval()
     found = _compare(graph, other)
-    return TrainingArguments(values | found.values, found.notes)
+    return TrainingArguments(values | dict(found.values), found.notes)
 
 
 def _switches(

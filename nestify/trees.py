@@ -1,7 +1,7 @@
 """Module trees by dotted path: read, register and replace modules and tensors.
 
-The tree is walked through the modules' own registries, not by attribute: a child may be called ``graph`` or
-``train`` like a method of the root.
+The tree is walked through the modules' own registries, not by attribute: a child may be called
+``graph`` or ``train`` like a method of the root.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Capture: any module, any inputs and outputs, a free batch, and one clear error where it cannot be."""
+"""Capture: any module, any inputs and outputs, a free batch, and one clear error where it cannot
+be.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,7 @@ def resized(call: Any, batch: int | None, nested: nestify.NestedModel) -> Any:
     return pytree.tree_unflatten(grown, spec)
 
 
-# --- names, sharing, modes ----------------------------------------------------------------------------------
+# --- names, sharing, modes ------------------------------------------------------------------------
 
 
 class Tied(nn.Module):
@@ -212,7 +214,7 @@ def test_nodes_know_their_module_and_line() -> None:
     assert "F.relu" in Path(file).read_text().splitlines()[int(line) - 1]
 
 
-# --- inputs and outputs -------------------------------------------------------------------------------------
+# --- inputs and outputs ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -272,7 +274,7 @@ def test_dict_output_and_integer_inputs() -> None:
     assert_serves(Dictionary(), ids=torch.randint(9, (2, 5)), types=None)
 
 
-# --- the batch ----------------------------------------------------------------------------------------------
+# --- the batch ------------------------------------------------------------------------------------
 
 
 class Baked(nn.Module):
@@ -343,7 +345,7 @@ def test_unbatched_inputs() -> None:
     assert_serves(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(6))
 
 
-# --- what forward may do ------------------------------------------------------------------------------------
+# --- what forward may do --------------------------------------------------------------------------
 
 
 class Blocks(nn.Module):
@@ -486,7 +488,7 @@ def test_channels_last_stays() -> None:
     assert_equal(nested.eval()(torch.ones(2, 3, 8, 8)), net(torch.ones(2, 3, 8, 8)))
 
 
-# --- training only ------------------------------------------------------------------------------------------
+# --- training only --------------------------------------------------------------------------------
 
 
 class Auxiliary(nn.Module):
@@ -541,7 +543,7 @@ def test_no_second_trace_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
     assert captured.mode_args == {("batch_norm", "training"): True, ("dropout", "train"): True}
 
 
-# --- errors -------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 class Inside(nn.Module):

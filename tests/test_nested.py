@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import nestify
-from nestify.errors import NestifyWarning, UsageError
 
 
 class Seq(nn.Sequential):
