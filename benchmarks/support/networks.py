@@ -59,7 +59,9 @@ def example(name: str) -> tuple[nn.Module, Tensor]:
     inputs: Any = found["example_inputs"]
     if not isinstance(model, nn.Module):
         model = model()
-    return model, (inputs() if callable(inputs) else inputs)[0]
+    if not isinstance(inputs, tuple):
+        inputs = inputs()
+    return model, inputs[0]
 
 
 def networks() -> dict[str, Callable[[], tuple[nn.Module, Tensor]]]:
