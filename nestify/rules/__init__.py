@@ -34,9 +34,10 @@ NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".spli
 
 # Ops that give another view of their first operand; in-place ops do too, by their schema.
 VIEWS = frozenset(
-    "view _unsafe_view reshape view_as reshape_as flatten unflatten permute transpose swapaxes "
-    "swapdims t numpy_T movedim squeeze unsqueeze expand expand_as broadcast_to slice select "
-    "unbind split_with_sizes getitem detach alias unfold".split()
+    "view _unsafe_view reshape view_as reshape_as flatten ravel unflatten permute transpose "
+    "swapaxes swapdims t numpy_T mT adjoint matrix_H movedim moveaxis squeeze unsqueeze expand "
+    "expand_as broadcast_to slice narrow select diagonal unbind split_with_sizes getitem detach "
+    "alias unfold".split()
 )
 
 # Ops that bend: a channel that passes one of these is hidden, not part of a linear stream.

@@ -37,7 +37,10 @@ def _expand_as(call: Call) -> None:
 
 
 def _repeat(call: Call) -> None:
-    dims, times = call.need("self"), call.args["repeats"]
+    dims, name = call.need("self"), "dims" if call.op == "tile" else "repeats"
+    times = call.args[name]
+    if len(times) < len(dims):
+        raise ValueError("tile is understood where it names every dim")
     padded: Dims = (*(Const(1) for _ in range(len(times) - len(dims))), *dims)
     out: list[Expr] = []
     texts: list[Expr | None] = []
@@ -46,7 +49,7 @@ def _repeat(call: Call) -> None:
         out.append(product([copies, resolve(old)]))
         texts.append(copies)
     call.out = tuple(out)
-    call.literals["repeats"] = tuple(texts)
+    call.literals[name] = tuple(texts)
 
 
 def _repeat_interleave(call: Call) -> None:
@@ -188,7 +191,7 @@ INDEXING: dict[str, Callable[[Call], Any]] = {
     "expand": _expand,
     "expand_as": _expand_as,
     "broadcast_to": _expand,
-    "repeat": _repeat,
+    **dict.fromkeys(("repeat", "tile"), _repeat),
     "repeat_interleave": _repeat_interleave,
     **{name: _create("size") for name in ("zeros", "ones", "full", "empty", "rand", "randn")},
     **{name: _create("size") for name in ("new_zeros", "new_ones", "new_full", "new_empty")},

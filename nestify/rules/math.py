@@ -10,16 +10,19 @@ from nestify.rules.calls import Call, Dims
 
 # One name a word; an in-place op (relu_) follows the rule of its plain form.
 _POINTWISE = """
-__and__ __iand__ __ior__ __ixor__ __or__ __xor__ _to_copy abs acos acosh add addcdiv addcmul alias
-alpha_dropout asin asinh atan atan2 atanh bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor
-ceil celu clamp clamp_max clamp_min clip clone contiguous copy cos cosh detach div dropout elu
-empty_like eq erf erfc exp exp2 expm1 feature_alpha_dropout feature_dropout fill floor floor_divide
-fmod frac full_like ge gelu gt hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan le
-leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp logical_and logical_not
-logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num ne neg
-nestify::stochastic ones_like pow rand_like randn_like reciprocal relu relu6 remainder round rrelu
-rsqrt rsub selu sigmoid sign silu sin sinh softplus softshrink sqrt square sub tan tanh threshold
-true_divide trunc where xlogy zero zeros_like
+__and__ __iand__ __ior__ __ixor__ __or__ __xor__ _to_copy abs absolute acos acosh add addcdiv
+addcmul alias alpha_dropout arccos arccosh arcsin arcsinh arctan arctan2 arctanh asin asinh atan
+atan2 atanh bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max
+clamp_min clip clone contiguous copy copysign cos cosh deg2rad detach digamma div divide dropout
+elu empty_like eq erf erfc erfinv exp exp2 expm1 feature_alpha_dropout feature_dropout fill fix
+float_power floor floor_divide fmax fmin fmod frac full_like ge gelu greater greater_equal gt
+hardshrink hardsigmoid hardswish hardtanh heaviside hypot isfinite isinf isnan le leaky_relu lerp
+less less_equal lgamma lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp logaddexp2
+logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul
+multiply nan_to_num ne neg negative nestify::stochastic nextafter not_equal ones_like positive pow
+rad2deg rand_like randn_like reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sgn
+sigmoid sign signbit silu sin sinc sinh softplus softshrink special_erf special_expit sqrt square
+sub subtract tan tanh threshold true_divide trunc where xlogy zero zeros_like
 """
 
 
@@ -149,6 +152,29 @@ def _addmm(call: Call) -> None:
 
 def _outer(call: Call) -> None:
     call.out = (*call.need("self"), *call.need("vec2"))
+
+
+def _inner(call: Call) -> None:
+    a, b = call.need("self"), call.need("other")
+    call.unify(a[-1], b[-1])
+    call.contract("self", -1)
+    call.contract("other", -1)
+    call.out = (*a[:-1], *b[:-1])
+    call.macs.append((*call.out, a[-1]))
+
+
+def _similarity(call: Call) -> None:
+    """Products and squares summed along one dim, where zeros add nothing."""
+    shapes = [call.need("x1"), call.need("x2")]
+    dims = call.broadcast(shapes)
+    at = call.axis("dim", len(dims))
+    back = at - len(dims)
+    if all(len(shape) >= -back and shape[back].size == dims[at].size for shape in shapes):
+        call.contract("x1", back)
+        call.contract("x2", back)
+    else:
+        call.fix(dims[at], "cosine_similarity counts the copies of a stretched operand")
+    call.out = (*dims[:at], *dims[at + 1 :])
 
 
 def _baddbmm(call: Call) -> None:
@@ -292,6 +318,8 @@ MATH: dict[str, Callable[[Call], Any]] = {
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul),
     "addmm": _addmm,
     "baddbmm": _baddbmm,
+    "inner": _inner,
+    "cosine_similarity": _similarity,
     **dict.fromkeys(("outer", "ger"), _outer),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from nestify.dims import Const, Expr, concat, product, resolve
-from nestify.rules.calls import Call
+from nestify.rules.calls import Call, Dims
 
 _OPEN_END = 2**62
 
@@ -50,6 +50,10 @@ def _view_as(call: Call) -> None:
     call.out = tuple(out)
 
 
+def _ravel(call: Call) -> None:
+    call.out = (product(map(resolve, call.need("self"))),)
+
+
 def _flatten(call: Call) -> None:
     dims = call.need("self")
     start, end = call.axis("start_dim", len(dims)), call.axis("end_dim", len(dims))
@@ -85,6 +89,11 @@ def _transpose(call: Call) -> None:
 
 def _reverse(call: Call) -> None:
     call.out = tuple(reversed(call.need("self")))
+
+
+def _transpose_last(call: Call) -> None:
+    *lead, a, b = call.need("self")
+    call.out = (*lead, b, a)
 
 
 def _movedim(call: Call) -> None:
@@ -123,10 +132,24 @@ def _cat(call: Call) -> None:
     tensors = [
         t for t in call.args["tensors"] if call.dims_of(t)[0].size or len(call.dims_of(t)) > 1
     ]
-    rank = len(call.out_shape)
-    at = call.axis("dim", rank)
-    shapes = [call.dims_of(t) for t in tensors]
+    at = call.axis("dim", len(call.out_shape))
+    _join(call, [call.dims_of(t) for t in tensors], at)
+
+
+def _stack_along(axis: int) -> Callable[[Call], None]:
+    """Make the rule of ``hstack`` (1) or ``vstack`` (0), which give a vector a dim where needed."""
+
+    def rule(call: Call) -> None:
+        shapes = [call.dims_of(t) for t in call.args["tensors"]]
+        rank = len(call.out_shape)
+        _join(call, [(*[Const(1)] * (rank - len(s)), *s) for s in shapes], min(axis, rank - 1))
+
+    return rule
+
+
+def _join(call: Call, shapes: Sequence[Dims], at: int) -> None:
     out: list[Expr] = []
+    rank = len(call.out_shape)
     for d in range(rank):
         if d == at:
             out.append(concat(resolve(shape[d]) for shape in shapes))
@@ -203,6 +226,24 @@ def _stride(call: Call, expr: Expr, start: int, end: int, step: int) -> Expr:
     return Const(len(range(start, end, step)))
 
 
+def _narrow(call: Call) -> None:
+    dims = call.need("self")
+    at = call.axis("dim", len(dims))
+    start = call.args["start"] % (dims[at].size + 1 if call.args["start"] >= 0 else dims[at].size)
+    before, middle, _ = cut(call, dims[at], start, start + call.args["length"])
+    call.out = (*dims[:at], middle, *dims[at + 1 :])
+    call.literals |= {"start": before, "length": middle}
+
+
+def _diagonal(call: Call) -> None:
+    dims = call.need("self")
+    at = {call.axis(name, len(dims)) for name in ("dim1", "dim2")}
+    for d in at:
+        call.fix(dims[d], "takes a diagonal of this dim")
+    kept = [expr for d, expr in enumerate(dims) if d not in at]
+    call.out = (*kept, Const(call.out_shape[-1]))
+
+
 def _select(call: Call) -> None:
     dims = call.need("self")
     at = call.axis("dim", len(dims))
@@ -238,6 +279,7 @@ SHAPES: dict[str, Callable[[Call], Any]] = {
     "view_as": _view_as,
     "reshape_as": _view_as,
     "flatten": _flatten,
+    "ravel": _ravel,
     "unflatten": _unflatten,
     "permute": _permute,
     "transpose": _transpose,
@@ -245,15 +287,20 @@ SHAPES: dict[str, Callable[[Call], Any]] = {
     "swapdims": _transpose,
     "t": _reverse,
     "numpy_T": _reverse,
-    "movedim": _movedim,
+    **dict.fromkeys(("mT", "adjoint", "matrix_H"), _transpose_last),
+    **dict.fromkeys(("movedim", "moveaxis"), _movedim),
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
-    "cat": _cat,
+    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    "hstack": _stack_along(1),
+    "vstack": _stack_along(0),
     "stack": _stack,
     "split_with_sizes": _split_with_sizes,
     "unbind": _unbind,
     operator.getitem.__name__: _getitem,
     "slice": _slice,
+    "narrow": _narrow,
+    "diagonal": _diagonal,
     "select": _select,
     "glu": _glu,
     "diff": _neighbours,

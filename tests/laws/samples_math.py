@@ -16,15 +16,19 @@ aten = torch.ops.aten
 # --- pointwise ------------------------------------------------------------------------------------
 
 _UNARY = """
-_to_copy abs acos acosh alias asin asinh atan atanh ceil celu clone contiguous cos cosh detach elu
-empty_like erf erfc exp exp2 expm1 floor frac gelu hardshrink hardsigmoid hardswish hardtanh
-isfinite isinf isnan leaky_relu log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num
-neg ones_like rand_like randn_like reciprocal relu relu6 round rrelu rsqrt selu sigmoid sign silu
-sin sinh softplus softshrink sqrt square tan tanh trunc zero zeros_like bernoulli
+_to_copy abs absolute acos acosh alias arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan
+atanh bernoulli ceil celu clone contiguous cos cosh deg2rad detach digamma elu empty_like erf erfc
+erfinv exp exp2 expm1 fix floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf
+isnan leaky_relu lgamma log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num neg
+negative ones_like positive rad2deg rand_like randn_like reciprocal relu relu6 round rrelu rsqrt
+selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink special_erf special_expit sqrt
+square tan tanh trunc zero zeros_like
 """
 _BINARY = """
-add atan2 copy div eq floor_divide fmod ge gt le logaddexp logical_and logical_or logical_xor lt max
-maximum min minimum mul ne pow remainder rsub sub true_divide xlogy clamp clamp_max clamp_min clip
+add arctan2 atan2 clamp clamp_max clamp_min clip copy copysign div divide eq float_power
+floor_divide fmax fmin fmod ge greater greater_equal gt heaviside hypot le less less_equal logaddexp
+logaddexp2 logical_and logical_or logical_xor lt max maximum min minimum mul multiply ne nextafter
+not_equal pow remainder rsub sub subtract true_divide xlogy
 """
 _INTS = "__and__ __or__ __xor__ bitwise_and bitwise_or bitwise_xor"
 _RANDOM = ("empty_like", "rand_like", "randn_like", "bernoulli")
@@ -145,6 +149,9 @@ add(
 add("einsum:sum", lambda x: torch.einsum("abc -> ca", x), "2* 3* 4*")
 add("einsum:implicit", lambda x, y: torch.einsum("ij,jk", x, y), "2* 3*, 3* 4*", macs=24)
 add("einsum:diagonal", lambda x: torch.einsum("iij->ij", x), "3 3 4*")
+add("inner", torch.inner, "2* 3* 4*, 5* 4*", macs=120)
+add("cosine_similarity", lambda x, y: F.cosine_similarity(x, y, 1), "2* 3* 4*, 3* 4*")
+add("cosine_similarity:part", lambda x, y: F.cosine_similarity(x, y, 0), "2 3* 4*, 3* 4*")
 add("bilinear", F.bilinear, "2* 3*, 2* 4*, 5* 3* 4*, 5*", macs=120)
 add("embedding", lambda w, i: F.embedding(i, w), "7 4*, i7: 3* 2*")
 
