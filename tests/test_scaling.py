@@ -19,7 +19,9 @@ from nestify.cost import Pricing
 from nestify.dims import Const, Dim, Expr, Product, concat
 from nestify.extract import emit
 from nestify.groups import Graph, analyse
+from nestify.passes.odo import choose_units
 from nestify.polynomials import Algebra, Chunk, total
+from nestify.program import Program
 from nestify.slicing import Keep
 
 
@@ -47,6 +49,8 @@ STAGES: dict[str, Callable[[Graph], Any]] = {
     "coverage": lambda graph: graph.coverage,
     "blocks": lambda graph: graph.blocks,
     "pricing": lambda graph: Pricing(graph).costs({}, 1),
+    "units": lambda graph: choose_units(graph, "channel", core=0, step=1, where="hidden"),
+    "program": lambda graph: Program(graph).bind(Keep({}), 2),
     "emit": lambda graph: emit(graph, graph.capture.tensors, Keep({})),
 }
 
