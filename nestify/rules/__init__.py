@@ -13,6 +13,7 @@ from nestify.rules.calls import Call, Dims, Literal, bind_arguments, op_name, sh
 from nestify.rules.indexing import INDEXING
 from nestify.rules.lines import LINES
 from nestify.rules.math import MATH
+from nestify.rules.recurrent import RECURRENT
 from nestify.rules.shapes import SHAPES
 
 __all__ = [
@@ -51,4 +52,10 @@ POOLS = frozenset(
     "mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool2d amax".split()
 )
 
-RULES: dict[str, Callable[[Call], Any]] = {**LINES, **MATH, **SHAPES, **INDEXING}
+RULES: dict[str, Callable[[Call], Any]] = {
+    **LINES,
+    **MATH,
+    **RECURRENT,
+    **SHAPES,
+    **INDEXING,
+}

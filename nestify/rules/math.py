@@ -271,36 +271,6 @@ def _prelu(call: Call) -> None:
     call.out = dims
 
 
-# --- recurrent nets -------------------------------------------------------------------------------
-
-
-def _recurrent(gates: int) -> Callable[[Call], None]:
-    """LSTM and GRU: hidden sizes stay, as the weights spell the gates side by side."""
-
-    def rule(call: Call) -> None:
-        x = call.need("input")
-        if len(x) != 3:
-            raise ValueError(f"{call.op} is understood for a batch of sequences")
-        batch = 0 if call.args["batch_first"] else 1
-        call.fix(x[-1], f"{call.op} reads its input features in one kernel")
-        call.fix(x[1 - batch], f"{call.op} runs along this dim")
-        hx = call.args["hx"]
-        states = list(hx) if isinstance(hx, list | tuple) else [hx]
-        for node in states:
-            call.unify(call.dims_of(node)[1], x[batch])
-        for node in (*states, *call.args["params"]):
-            for d, expr in enumerate(call.dims_of(node)):
-                if not (node in states and d == 1):
-                    call.fix(expr, f"{call.op} couples its gates in one kernel of {gates} parts")
-        shapes = [value.shape for value in call.node.meta["val"]]
-        call.out = tuple(
-            tuple(x[batch] if d == at else Const(int(n)) for d, n in enumerate(shape))
-            for shape, at in zip(shapes, (batch, 1, 1), strict=False)
-        )
-
-    return rule
-
-
 MATH: dict[str, Callable[[Call], Any]] = {
     **dict.fromkeys(_POINTWISE.split(), _pointwise),
     **dict.fromkeys(("to", "type_as"), _same),
@@ -327,6 +297,4 @@ MATH: dict[str, Callable[[Call], Any]] = {
     "rms_norm": _trailing_norm,
     "group_norm": _group_norm,
     "prelu": _prelu,
-    "lstm": _recurrent(4),
-    "gru": _recurrent(3),
 }

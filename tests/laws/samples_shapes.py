@@ -150,17 +150,27 @@ add("flip", lambda x: x.flip(-1), "2* 3")
 
 # --- recurrent nets -------------------------------------------------------------------------------
 
-_RNN = "8 3, 8 2, 8, 8"
-
 
 def _lstm(x: torch.Tensor, h: torch.Tensor, *params: torch.Tensor) -> Any:
     return aten.lstm(x, [h, h], list(params), True, 1, 0.0, False, False, True)
+
+
+def _deep(x: torch.Tensor, h: torch.Tensor, *params: torch.Tensor) -> Any:
+    return aten.lstm(x, [h, h], list(params), False, 2, 0.0, False, True, True)
 
 
 def _gru(x: torch.Tensor, h: torch.Tensor, *params: torch.Tensor) -> Any:
     return aten.gru(x, h, list(params), True, 1, 0.0, False, False, False)
 
 
-add("lstm", _lstm, f"5* 4 3, 1 5* 2, {_RNN}")
-add("lstm:batch", lambda x, *p: _lstm(x, torch.zeros(1, len(x), 2), *p), f"B 4 3, {_RNN}")
-add("gru", _gru, "4 5* 3, 1 5* 2, 6 3, 6 2, 6, 6")
+_RNN = "16* 3*, 16* 4*, 16*, 16*"
+_PAIR = ", ".join(["12* 5*, 12* 3*"] * 2 + ["12* 6*, 12* 3*"] * 2)
+add("lstm", _lstm, f"5* 4 3*, 1 5* 4*, {_RNN}", macs=20 * 16 * 7)
+add("lstm:deep", _deep, f"2* 4 5*, 4 2* 3*, {_PAIR}", macs=8 * 2 * 12 * (8 + 9))
+add(
+    "lstm:batch",
+    lambda x, *p: _lstm(x, torch.zeros(1, len(x), 4), *p),
+    f"B 4 3, {_RNN.replace('3*', '3')}",
+    macs=12 * 16 * 7,
+)
+add("gru", _gru, "4 5* 3*, 1 5* 2*, 6* 3*, 6* 2*, 6*, 6*", macs=20 * 6 * 5)
