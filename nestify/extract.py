@@ -21,19 +21,30 @@ from torch.fx.graph import (
     _PyTreeInfo,  # pyright: ignore[reportPrivateUsage]
 )
 
+from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.rebuild import Rebuilder
 from nestify.slicing import Keep
 from nestify.spelling import Spelling
-from nestify.trees import put_tensor, tensors_of
+from nestify.trees import children, put_tensor, tensors_of
 
 __all__ = ["emit", "module_tree"]
 
 
 def emit(graph: Graph, tensors: Mapping[str, torch.Tensor], keep: Keep) -> fx.GraphModule:
-    """Build the subnet that ``keep`` describes from full-size ``tensors`` by the graph's names."""
+    """Build the subnet that ``keep`` describes from full-size ``tensors`` by the graph's names.
+
+    Raises:
+        UsageError: a module has a name that every GraphModule uses itself.
+    """
     emitter = _Emitter(graph, tensors, keep)
     emitter.run()
+    taken = [name for name in children(emitter.modules.root) if hasattr(fx.GraphModule, name)]
+    if taken:
+        raise UsageError(
+            f"a GraphModule has an attribute {taken[0]!r} of its own, so the module of that name "
+            f"cannot be kept; rename it in {type(graph.capture.model).__name__}"
+        )
     module = fx.GraphModule(emitter.modules.root, emitter.graph, type(graph.capture.model).__name__)
     module.graph.eliminate_dead_code()
     module.graph.lint()

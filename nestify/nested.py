@@ -154,7 +154,8 @@ class NestedModel(nn.Module):
         ``subnet`` maps units to sizes, or groups to explicit positions to keep (a list or tensor).
         ``calibrate`` gives batches of inputs, or (inputs, labels), from which BatchNorm statistics
         are re-estimated. ``as_original_class`` gives the user's own class back where it can hold
-        the slices.
+        the slices. Dropout, stochastic depth and BatchNorm of the result follow its mode; what
+        else the mode decides (the dropout of attention) stays as in eval.
 
         Raises:
             UsageError: an unknown unit, a size or position out of range.

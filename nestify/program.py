@@ -76,9 +76,7 @@ class Program:
         return fx.map_arg(value, lambda n: _Slot(self.slots[n]))
 
     def _step(self, node: fx.Node, frees: tuple[int, ...]) -> _Step:
-        run: Any = {"nestify::stochastic": _stochastic, "batch_norm": _batch_norm}.get(
-            op_name(node.target), node.target
-        )
+        run: Any = _RUNS.get(op_name(node.target), node.target)
         args, kwargs = self._slotted(node.args), self._slotted(dict(node.kwargs))
         modes = self.graph.capture.mode_args
         changed = {
@@ -224,3 +222,19 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 def _stochastic(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
     return find(root, args[1])(args[0])
+
+
+def _view(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
+    """A slice of a parameter is not contiguous: what is viewed on the whole may need a copy here."""
+    source, shape = args
+    if isinstance(shape, torch.Tensor):
+        return source.reshape(shape.shape)
+    return source.reshape(shape) if isinstance(shape, list | tuple) else source.view(shape)
+
+
+_RUNS: dict[str, Callable[..., Any]] = {
+    "nestify::stochastic": _stochastic,
+    "batch_norm": _batch_norm,
+    "view": _view,
+    "view_as": _view,
+}

@@ -83,13 +83,11 @@ def _compare(graph: fx.Graph, other: fx.Graph) -> TrainingArguments:
         else:
             eval_only += mine[a:b]
             train_only += [n for n in theirs[c:d] if not _counts_batches(n)]
-    return TrainingArguments(
-        values,
-        (
-            *_notes(train_only, "does in training only", "leaves it out"),
-            *_notes(eval_only, "does in eval only", "does it in training too"),
-        ),
+    notes = (
+        *_notes(train_only, _active(mine), "does in training only", "leaves it out"),
+        *_notes(eval_only, _active(theirs), "does in eval only", "does it in training too"),
     )
+    return TrainingArguments(values, notes)
 
 
 def _calls(graph: fx.Graph) -> list[fx.Node]:
@@ -114,12 +112,30 @@ def _counts_batches(node: fx.Node) -> bool:
     )
 
 
-def _notes(nodes: list[fx.Node], when: str, consequence: str) -> Iterator[str]:
-    places: dict[tuple[str, str], list[str]] = {}
+def _active(nodes: list[fx.Node]) -> set[str]:
+    """The modules that made these calls, and those around them."""
+    found = {""}
+    for path in {str(node.meta["path"]) for node in nodes}:
+        parts = path.split(".")
+        found.update(".".join(parts[: i + 1]) for i in range(len(parts)))
+    return found
+
+
+def _notes(nodes: list[fx.Node], active: Set[str], when: str, consequence: str) -> Iterator[str]:
+    """One note a line of code; one a module where all of it runs in one mode only."""
+    places: dict[tuple[str, str], tuple[str, list[str]]] = {}
     for node in nodes:
-        place = (str(node.meta["path"]), source_line(node))
-        places.setdefault(place, []).append(op_name(node.target))
-    for (path, line), ops in places.items():
+        path, line = _outermost(str(node.meta["path"]), active), source_line(node)
+        _, ops = places.setdefault((path, line if path in active else ""), (line, []))
+        ops.append(op_name(node.target))
+    for (path, _), (line, ops) in places.items():
         where = f"module {path!r}" if path else "the model"
         listed = ", ".join(dict.fromkeys(ops))
         yield f"{where} ({line or 'unknown line'}) {when}: {listed}; the nested model {consequence}"
+
+
+def _outermost(path: str, active: Set[str]) -> str:
+    """The outermost module on ``path`` that is not active, else the one at ``path``."""
+    parts = path.split(".")
+    around = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    return next((prefix for prefix in around if prefix not in active), path)

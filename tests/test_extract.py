@@ -280,6 +280,21 @@ def test_out_of_range() -> None:
         nested.extract({name: [0, 0]})
 
 
+class Code(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.relu(self.code(x)))
+
+
+def test_a_name_that_a_graph_module_uses() -> None:
+    nested = nestify.transform(Code(), RECIPE, (torch.randn(2, 6),))
+    with pytest.raises(UsageError, match=r"'code' of its own.*rename it in Code"):
+        nested.extract(nested.space.at(0.5))
+
+
 # --- the original class ---------------------------------------------------------------------------
 
 

@@ -148,6 +148,18 @@ def frozen_norm() -> nn.Module:
     return net
 
 
+class NormOverConcat(nn.Module):
+    """The kept channels of the norm are no prefix of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 5, 3), nn.Conv2d(3, 6, 3)
+        self.norm, self.head = nn.BatchNorm2d(11), nn.Conv2d(11, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.relu(self.norm(torch.cat([self.a(x), self.b(x)], 1))))
+
+
 IMAGE, ROW, TOKENS = (4, 3, 9, 9), (4, 6), (4, 5, 6)
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -161,6 +173,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "bn functional, own names": (lambda: conv_net(NamedLikeBatchNorm(8, follows=True)), IMAGE),
     "bn frozen in code": (lambda: conv_net(NamedLikeBatchNorm(8, follows=False)), IMAGE),
     "bn functional, frozen": (lambda: conv_net(FunctionalNorm(8, frozen=True)), IMAGE),
+    "bn over concat": (NormOverConcat, IMAGE),
     "bn overridden train": (KeepsNormFrozen, IMAGE),
     "instance norm": (lambda: conv_net(nn.InstanceNorm2d(8, track_running_stats=True)), IMAGE),
     "dropout": (lambda: mlp(nn.Dropout(0.5)), ROW),
@@ -283,17 +296,15 @@ def test_extracted_equals_nested_at_random_subnets(name: str) -> None:
 
 
 EVAL_ONLY = {"attention dropout", "multi-head attention", "lstm", "bn functional"}
+IN_BOTH_MODES = [name for name in MODELS if name not in EVAL_ONLY]
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in EVAL_ONLY])
+@pytest.mark.parametrize("name", IN_BOTH_MODES)
 def test_extracted_network_trains_like_the_original(name: str) -> None:
     model, nested, x = build(name)
     slim = nested.extract(nested.space.largest(), verify=False)
     model.train()
-    slim.train()
-    for path, module in slim.named_modules():
-        if not model.get_submodule(path).training if has(model, path) else False:
-            module.eval()
+    train_alike(slim, model)
     torch.manual_seed(1)
     expected = model(x.clone())
     torch.manual_seed(1)
@@ -302,5 +313,31 @@ def test_extracted_network_trains_like_the_original(name: str) -> None:
         assert torch.equal(value, model.state_dict()[key]), key
 
 
-def has(model: nn.Module, path: str) -> bool:
-    return path in dict(model.named_modules())
+@pytest.mark.parametrize("name", IN_BOTH_MODES)
+def test_a_step_of_a_subnet_is_a_step_of_the_extracted_network(name: str) -> None:
+    _, nested, x = build(name)
+    subnet = nested.space.at(0.5)
+    slim = nested.extract(subnet, verify=False)
+    nested.train()
+    train_alike(slim, nested)
+    before = copy.deepcopy(nested.state_dict())
+    with nested.activate(subnet):
+        outs = []
+        for net in (nested, slim):
+            torch.manual_seed(1)
+            outs.append(net(x.clone()))
+            outs[-1].square().sum().backward()
+    torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-6)
+    for key, value in nested.extract(subnet, verify=False).state_dict().items():
+        torch.testing.assert_close(value, slim.state_dict()[key], rtol=1e-5, atol=1e-6)
+    for key, value in nested.state_dict().items():
+        changed = int((value != before[key]).sum())
+        assert changed <= slim.state_dict()[key].numel()
+
+
+def train_alike(net: nn.Module, like: nn.Module) -> None:
+    net.train()
+    known = dict(like.named_modules())
+    for path, module in net.named_modules():
+        if path in known:
+            module.training = known[path].training
