@@ -225,7 +225,7 @@ def _stochastic(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
 
 
 def _view(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
-    """A slice of a parameter is not contiguous: what is viewed on the whole may need a copy here."""
+    """A slice of a parameter is not contiguous: what is viewed whole may need a copy here."""
     source, shape = args
     if isinstance(shape, torch.Tensor):
         return source.reshape(shape.shape)
