@@ -23,6 +23,11 @@ from nestify.trees import first_paths, get_tensor, tensors_of
 __all__ = ["Lowered", "lower"]
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+_BLOCKS = {
+    "wrap_with_autocast": "torch.autocast",
+    "wrap_with_set_grad_enabled": "torch.set_grad_enabled",
+    "cond": "torch.cond",
+}
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -119,10 +124,9 @@ class _Lowering:
         bodies = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
         casts = name == "wrap_with_autocast" and node.args[2] is not False
         if name not in _INLINED or not bodies or casts:
-            line = source_line(node) or "an unknown line"
             raise CaptureError(
-                f"{type(self.model).__name__} uses {name} at {line}, which cannot be served; "
-                "move that block out of forward"
+                f"{type(self.model).__name__} uses {_BLOCKS.get(name, name)}{self.place(node)}, "
+                "which cannot be served; move that block out of forward"
             )
         body = cast(fx.GraphModule, getattr(self.program.graph_module, str(bodies[0].target)))
         operands = iter(node.args[node.args.index(bodies[0]) + 1 :])
@@ -137,6 +141,17 @@ class _Lowering:
                 self.new[node] = tuple(self.leave(value, detach=detach) for value in flat)
             else:
                 self.call(inner)
+
+    def place(self, node: fx.Node) -> str:
+        """Where a block stands, as far as its own calls or the block's own node tell."""
+        bodies = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
+        inner = [
+            call
+            for body in bodies
+            for call in getattr(self.program.graph_module, str(body.target)).graph.nodes
+        ]
+        lines = (source_line(call) for call in [node, *inner])
+        return next((f" at {line}" for line in lines if line), "")
 
     def leave(self, value: Any, *, detach: bool) -> Any:
         inner = self.new[value] if isinstance(value, fx.Node) else value
