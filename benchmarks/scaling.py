@@ -5,8 +5,8 @@
 Prints microseconds a node for graphs of five shapes, of 1,250 to 20,000 nodes each, and writes
 ``results/scaling.json``. The graphs are built by hand on meta tensors, as torch.export takes long
 to trace that many; a second table has capture itself, on plain chains of modules. Each time is the
-least of three; the garbage collector rests during a measurement, as in ``timeit``, because its full
-collections fall on one size or the other by chance.
+lesser of two, in seconds of processor time; the garbage collector rests meanwhile, as in
+``timeit``, because its full collections fall on one size or the other by chance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.support.clock import Row, Stopwatch, machine, seconds, show, timed, write
+from benchmarks.support.clock import Row, Stopwatch, machine, show, timed, write
 from benchmarks.support.synthetic import BUILDERS
 from nestify.capture import capture
 from nestify.cost import Pricing
@@ -29,7 +29,7 @@ from nestify.slicing import Keep
 
 SIZES = (1_250, 2_500, 5_000, 10_000, 20_000)
 CAPTURE_SIZES = (1_000, 2_000, 4_000)
-REPEATS = 3
+REPEATS = 2
 
 
 @contextlib.contextmanager
@@ -43,12 +43,12 @@ def quiet() -> Generator[None]:
 
 
 def best(call: Callable[[], Any]) -> float:
-    """The least time of a few calls."""
+    """The least processor time of a few calls."""
     times: list[float] = []
     for _ in range(REPEATS):
         gc.collect()
         with quiet():
-            times.append(seconds(call))
+            times.append(timed(call)[1].cpu)
     return min(times)
 
 
@@ -106,7 +106,11 @@ def capture_row(size: int) -> Row:
 def main() -> None:
     """Measure, print, write."""
     print(machine())
-    stages = [stage_row(shape, size) for shape in BUILDERS for size in SIZES]
+    stages: list[Row] = []
+    for shape in BUILDERS:
+        for size in SIZES:
+            stages.append(stage_row(shape, size))
+            print(*(f"{v:.1f}" if isinstance(v, float) else v for v in stages[-1].values()))
     show("Microseconds a node", stages)
     capture(nn.Linear(8, 8), (torch.randn(1, 8),))  # warm up
     captures = [capture_row(size) for size in CAPTURE_SIZES]
