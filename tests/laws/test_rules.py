@@ -23,6 +23,8 @@ from tests.laws.harness import (
 )
 from tests.laws.samples import SAMPLES
 
+aten = torch.ops.aten
+
 # Capture spells these in the terms of other ops; their samples prove that.
 REWRITTEN = {"chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split"}
 # Capture drops these: they compute nothing.
@@ -120,3 +122,18 @@ def check_macs(sample: Sample, analysis: Analysis) -> None:
             with FlopCounterMode(display=False) as counter:
                 run_call(node, env, call, keep)
             assert counter.get_total_flops() == 2 * macs(call, keep), node.format_node()
+
+
+REFUSED = {
+    "einsum with an ellipsis": Sample(lambda x: torch.einsum("...i->...", x), "2 3"),
+    "repeat_interleave of a flat tensor": Sample(lambda x: x.repeat_interleave(2), "2 3"),
+    "tile of fewer dims": Sample(lambda x: x.tile(2), "2 3"),
+    "linear with a vector for a weight": Sample(lambda x, w: aten.linear(x, w), "2 3, 3"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_modes_that_are_not_understood_are_refused(name: str) -> None:
+    """An analysis of a whole model turns the error into fixed dims with this reason."""
+    with pytest.raises(ValueError, match=r"understood|does not fit"):
+        analyse_sample(REFUSED[name])
