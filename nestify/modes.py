@@ -10,6 +10,7 @@ that differ are noted.
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import re
 import sys
@@ -55,6 +56,12 @@ def left_as_found(model: nn.Module) -> Generator[None]:
             k: dict(v) for k, v in vars(module).items() if k in ("_parameters", "_buffers")
         }
         before.append((module, dict(vars(module)), registries))
+    caches = [
+        (kept, copy.copy(kept))
+        for module in model.modules()
+        for kept in vars(module).values()
+        if type(kept) in (dict, list, set)
+    ]
     values = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
     devices = {t.device for _, t in tensors_of(model) if t.device.type == "cuda"}
     state = random.getstate()
@@ -69,6 +76,9 @@ def left_as_found(model: nn.Module) -> Generator[None]:
             for name, saved in registries.items():
                 vars(module)[name].clear()
                 vars(module)[name].update(saved)
+        for kept, contents in caches:  # a cache filled while tracing holds fake tensors
+            kept.clear()
+            kept.extend(contents) if isinstance(kept, list) else kept.update(contents)
         with torch.no_grad():
             for buffer, value in values:
                 if not torch.equal(buffer, value):
