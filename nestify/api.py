@@ -29,7 +29,7 @@ def trace(
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     >>> graph = nestify.trace(net, example_inputs=(torch.randn(1, 3, 8, 8),))
     >>> [(group.name, group.size) for group in graph.groups], graph.coverage.params
-    ([('0', 8)], 0.9922779922779923)
+    ([('0', 8)], 0.9922480620155039)
 
     Raises:
         CaptureError: the model cannot be captured, or no example inputs could be inferred.
