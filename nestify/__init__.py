@@ -13,6 +13,7 @@ from nestify.errors import (
     CaptureError,
     InfeasibleError,
     NestifyError,
+    NestifyWarning,
     UsageError,
     VerificationError,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "InfeasibleError",
     "NestedModel",
     "NestifyError",
+    "NestifyWarning",
     "Plan",
     "SearchSpace",
     "Subnet",

@@ -1,4 +1,4 @@
-"""The search space: units (one independent choice each), subnets (one choice per unit) and how many there are."""
+"""The search space: units (one independent choice each) and subnets (one choice per unit)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Subnet(Mapping[str, int]):
 
     __slots__ = ("_items",)
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
+    def __init__(self, sizes: Mapping[str, Any]) -> None:
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int):
                 raise UsageError(f"the size of unit {name!r} must be an int, not {size!r}")
@@ -52,6 +52,7 @@ class Subnet(Mapping[str, int]):
         return f"Subnet({self._items})"
 
     def to_json(self) -> str:
+        """Write it as one JSON object."""
         return json.dumps(self._items)
 
     @classmethod
@@ -86,7 +87,7 @@ class Unit:
 
     @property
     def choices(self) -> tuple[int, ...]:
-        """Legal sizes, ascending: the minimum, multiples of the step above it, and the full size."""
+        """Legal sizes, ascending: the minimum, multiples of the step above it, the full size."""
         first = (self.minimum // self.step + 1) * self.step
         return (*dict.fromkeys((self.minimum, *range(first, self.size, self.step), self.size)),)
 
@@ -108,6 +109,7 @@ class SearchSpace:
 
     @cached_property
     def by_name(self) -> dict[str, Unit]:
+        """Units by their names."""
         return {unit.name: unit for unit in self.units}
 
     @property
@@ -116,13 +118,15 @@ class SearchSpace:
         return math.prod(len(unit.choices) for unit in self.units)
 
     def largest(self) -> Subnet:
+        """The subnet of all full sizes."""
         return Subnet({unit.name: unit.size for unit in self.units})
 
     def smallest(self) -> Subnet:
+        """The subnet of all minimal sizes."""
         return Subnet({unit.name: unit.minimum for unit in self.units})
 
     def at(self, size: float) -> Subnet:
-        """The subnet with the share ``size`` (0 < size <= 1) of every unit, to the nearest legal size."""
+        """The subnet with the share ``size`` of every unit, 0 < size <= 1, to the nearest one."""
         if not 0 < size <= 1:
             raise UsageError(f"size is a share of every unit, 0 < size <= 1; got {size}")
         return Subnet({unit.name: unit.nearest(size * unit.size) for unit in self.units})

@@ -1,7 +1,7 @@
 """The rewrite passes, one a file; imported as ``nestify.passes``.
 
-A pass is a frozen dataclass: ``name``, its options as fields, ``apply(graph) -> graph``. A recipe is text:
-passes joined by ``+``, options in braces: ``"fn3-channel{core=0.35,step=8}+fn3-head"``.
+A pass is a frozen dataclass: ``name``, its options as fields, ``apply(graph) -> graph``. A recipe
+is text, passes joined by ``+``, options in braces: ``"fn3-channel{core=0.35,step=8}+fn3-head"``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ class Pass(Protocol):
     """Rewrites an analysed graph, or chooses units of it; the graph is valid before and after."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """How recipes call it."""
+        ...
 
-    def apply(self, graph: Graph) -> Graph: ...
+    def apply(self, graph: Graph) -> Graph:
+        """Return the graph with the pass's change; ``graph`` itself stays as it is."""
+        ...
 
 
 PASSES: Mapping[str, str] = {
@@ -45,7 +49,7 @@ def parse_recipe(recipe: str) -> tuple[Pass, ...]:
     0.35
 
     Raises:
-        UsageError: an unknown pass or option, or a value of the wrong type; the valid choices are named.
+        UsageError: an unknown pass or option, or a value that does not fit; valid ones are named.
     """
     return tuple(_parse_pass(part.strip(), recipe) for part in recipe.split("+"))
 
@@ -57,7 +61,8 @@ def _parse_pass(text: str, recipe: str) -> Pass:
         close = difflib.get_close_matches(name, PASSES, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(
-            f"unknown recipe {text!r} in {recipe!r}; {hint}valid: {', '.join(PASSES)}, joined by '+'"
+            f"unknown recipe {text!r} in {recipe!r}; {hint}"
+            f"valid: {', '.join(PASSES)}, joined by '+'"
         )
     module, _, cls = PASSES[name].partition(":")
     kind: Any = getattr(importlib.import_module(module), cls)

@@ -5,20 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nestify.groups import Graph
-from nestify.passes.odo import choose_units
+from nestify.passes.odo import OrderedDropout
 
 __all__ = ["Fn3Neuron"]
 
 
 @dataclass(frozen=True, slots=True)
-class Fn3Neuron:
-    """``core``: always-active share; ``step``: quantum of sizes; ``where``: ``hidden`` or ``all`` groups."""
+class Fn3Neuron(OrderedDropout):
+    """Units are the groups of kind ``neuron``."""
 
     name: ClassVar[str] = "fn3-neuron"
-    core: float = 0.0
-    step: int = 1
-    where: str = "hidden"
-
-    def apply(self, graph: Graph) -> Graph:
-        return choose_units(graph, "neuron", core=self.core, step=self.step, where=self.where)
+    kind: ClassVar[str] = "neuron"

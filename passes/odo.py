@@ -1,46 +1,68 @@
-"""Choosing ordered-dropout units: which DimGroups a pass makes elastic, from which minimum, in which steps.
+"""Choosing ordered-dropout units: which groups are elastic, from which minimum, in which steps.
 
-FN3 (Cui et al., 2020) drops the last channels of layers whose outputs pass a nonlinearity and are summed by
-the next layer. ``hidden`` generalises that to any graph: groups on no residual stream, that pass a
-nonlinearity, and that are not the last features pooled into a classifier. ``all`` takes every elastic group.
+FN3 (Cui et al., 2020) drops the last channels of layers whose outputs pass a nonlinearity and are
+summed by the next layer. ``hidden`` generalises that to any graph: groups on no residual stream,
+that pass a nonlinearity, and that are not the last features pooled into a classifier. ``all`` takes
+every elastic group.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import fx
 
 from nestify.dims import Dim, dims_of
 from nestify.errors import UsageError
-from nestify.groups import Graph
+from nestify.groups import DimGroup, Graph
 from nestify.rules import NONLINEAR, POOLS, op_name
 from nestify.space import Unit
 
-__all__ = ["choose_units"]
+__all__ = ["OrderedDropout"]
 
 
-def choose_units(graph: Graph, kind: str, *, core: float, step: int, where: str) -> Graph:
-    """Add every group of ``kind`` to the search space, with at least ``core`` of it always active.
+@dataclass(frozen=True, slots=True)
+class OrderedDropout:
+    """Every group of one ``kind`` becomes a unit, dropped from its end.
+
+    ``core`` is the always-active share, ``step`` the quantum of sizes, ``where`` is ``hidden`` or
+    ``all``.
 
     Raises:
-        UsageError: ``core``, ``step`` or ``where`` out of range.
+        UsageError: an option out of range.
     """
-    if not 0 <= core <= 1:
-        raise UsageError(f"core is the always-active share, 0 <= core <= 1; got {core}")
-    if step < 1:
-        raise UsageError(f"step must be at least 1; got {step}")
-    if where not in ("hidden", "all"):
-        raise UsageError(f"where must be hidden or all; got {where!r}")
-    hidden = _hidden(graph) if where == "hidden" else None
-    return graph.with_units(
-        [
-            Unit(group.name, kind, group.size, max(1, math.ceil(core * group.size)), step)
-            for group in graph.groups
-            if group.kind == kind and (hidden is None or group.dim in hidden)
-        ]
-    )
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    core: float = 0.0
+    step: int = 1
+    where: str = "hidden"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.core <= 1:
+            raise UsageError(f"core is the always-active share, 0 <= core <= 1; got {self.core}")
+        if self.step < 1:
+            raise UsageError(f"step must be at least 1; got {self.step}")
+        if self.where not in ("hidden", "all"):
+            raise UsageError(f"where must be hidden or all; got {self.where!r}")
+
+    def apply(self, graph: Graph) -> Graph:
+        """Add this pass's units to the search space of ``graph``."""
+        hidden = _hidden(graph) if self.where == "hidden" else None
+        return graph.with_units(
+            [
+                self._unit(group)
+                for group in graph.groups
+                if group.kind == self.kind and (hidden is None or group.dim in hidden)
+            ]
+        )
+
+    def _unit(self, group: DimGroup) -> Unit:
+        core = max(1, math.ceil(self.core * group.size))
+        return Unit(group.name, self.kind, group.size, core, self.step)
 
 
 def _hidden(graph: Graph) -> set[Dim]:

@@ -14,6 +14,7 @@ PUBLIC = [
     "InfeasibleError",
     "NestedModel",
     "NestifyError",
+    "NestifyWarning",
     "Plan",
     "SearchSpace",
     "Subnet",

@@ -74,7 +74,7 @@ def name_transposed(model: onnx.ModelProto, parameters: Mapping[str, torch.Tenso
     for name, weight in parameters.items():
         shape = tuple(weight.shape)[::-1]
         if shape in shapes and f"{name}.T" not in taken:
-            # numpy copies row by row, whatever the stride of a dim of size 1 (torch's view refuses).
+            # numpy copies row by row, whatever the stride of a dim of size 1.
             data = weight.detach().t().numpy().tobytes()
             mapping.setdefault(nameless.get((shape, data), ""), f"{name}.T")
     mapping.pop("", None)
