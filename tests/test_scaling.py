@@ -19,7 +19,7 @@ from nestify.cost import Pricing
 from nestify.dims import Const, Dim, Expr, Product, concat
 from nestify.extract import emit
 from nestify.groups import Graph, analyse
-from nestify.passes.odo import choose_units
+from nestify.passes import parse_recipe
 from nestify.polynomials import Algebra, Chunk, total
 from nestify.program import Program
 from nestify.slicing import Keep
@@ -49,7 +49,7 @@ STAGES: dict[str, Callable[[Graph], Any]] = {
     "coverage": lambda graph: graph.coverage,
     "blocks": lambda graph: graph.blocks,
     "pricing": lambda graph: Pricing(graph).costs({}, 1),
-    "units": lambda graph: choose_units(graph, "channel", core=0, step=1, where="hidden"),
+    "units": lambda graph: parse_recipe("fn3-channel")[0].apply(graph),
     "program": lambda graph: Program(graph).bind(Keep({}), 2),
     "emit": lambda graph: emit(graph, graph.capture.tensors, Keep({})),
 }
