@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from nestify.blocks import find_blocks
 from nestify.capture import Capture, source_line
@@ -225,7 +226,7 @@ def _run_rule(graph: Graph, node: fx.Node) -> None:
     else:
         graph.unknown_ops.setdefault(call.op, source_line(node))
     if problem:
-        call = _give_up(call, node, graph, problem)
+        call = _give_up(node, graph, problem)
     graph.dims[node] = call.out
     graph.calls[node] = call
 
@@ -240,40 +241,26 @@ def _mismatch(call: Call) -> str:
     return ""
 
 
-def _give_up(call: Call, node: fx.Node, graph: Graph, problem: str) -> Call:
+def _give_up(node: fx.Node, graph: Graph, problem: str) -> Call:
     """Fix every dim the node touches; its output is as constant as its inputs."""
     fresh = Call(node, graph.dims)
     why = fresh.why(problem)
     for source in fresh.tensors():
-        dims = graph.dims[source]
-        for expr in (
-            dims if not dims or not isinstance(dims[0], tuple) else [e for d in dims for e in d]
-        ):
+        for expr in pytree.tree_leaves(graph.dims[source]):
             fix(expr, why)
-    val = node.meta["val"]
-    if isinstance(val, torch.Tensor):
-        fresh.out = tuple(Const(int(n), why) for n in val.shape)
-    elif isinstance(val, list | tuple):
-        fresh.out = tuple(
-            tuple(Const(int(n), why) for n in v.shape) if isinstance(v, torch.Tensor) else ()
-            for v in val
-        )
-    else:
-        fresh.out = ()
+    fresh.out = pytree.tree_map(
+        lambda v: tuple(Const(int(n), why) for n in v.shape) if hasattr(v, "shape") else (),
+        node.meta["val"],
+    )
     return fresh
 
 
 def _fix_outputs(graph: Graph, node: fx.Node) -> None:
     for source in node.all_input_nodes:
         for expr in graph.dims[source]:
-            for dim in list(dims_of(expr)):
-                if not dim.batch:
-                    fix(
-                        dim,
-                        Reason(
-                            source.name, op_name(source.target), "is a dim of the model's output"
-                        ),
-                    )
+            why = Reason(source.name, op_name(source.target), "is a dim of the model's output")
+            for dim in [dim for dim in dims_of(expr) if not dim.batch]:
+                fix(dim, why)
 
 
 def _fix_batch_in_tensors(graph: Graph) -> None:

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch._ops import HigherOrderOperator  # no public name
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
+from torch.utils import _pytree as pytree
 
 from nestify.errors import CaptureError
 from nestify.rules import bind_arguments, op_name, shape_of
@@ -107,6 +108,7 @@ class _Lowering:
         elif node.target is operator.getitem and isinstance(self.new[node.args[0]], tuple):
             self.new[node] = self.new[node.args[0]][node.args[1]]
         else:
+            _refuse_data_dependent(node)
             target, args, kwargs = _canonical(node)
             args, kwargs = (fx.map_arg(a, self.new.__getitem__) for a in (args, kwargs))
             made = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
@@ -160,6 +162,18 @@ class _Lowering:
         made = self.graph.call_function(torch.ops.aten.detach.default, (inner,))
         made.meta.update(inner.meta)
         return made
+
+
+def _refuse_data_dependent(node: fx.Node) -> None:
+    """A size that only the data decide (``nonzero``, a boolean index) leaves nothing to slice."""
+    val = node.meta["val"]
+    sizes = [n for v in pytree.tree_leaves(val) for n in (v.shape if hasattr(v, "shape") else [v])]
+    if any(isinstance(n, torch.SymInt | torch.SymFloat | torch.SymBool) for n in sizes):
+        line = source_line(node)
+        raise CaptureError(
+            f"{op_name(node.target)}{f' at {line}' if line else ''} gives a size that depends on "
+            "the data; use a mask or torch.where in its place, which keep the shape"
+        )
 
 
 def _canonical(node: fx.Node) -> tuple[Any, Any, Any]:

@@ -71,9 +71,8 @@ def is_library(filename: str) -> bool:
 def source_line(node: fx.Node) -> str:
     """The user's own line that made ``node``, as ``file.py:12``, or an empty string."""
     found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    own = [place for place in found if not is_library(place[0])]
-    file, line = (own or found or [("", "")])[-1]
-    return f"{file}:{line}" if file else ""
+    own = [f"{file}:{line}" for file, line in found if not is_library(file)]
+    return own[-1] if own else ""
 
 
 # --- failed traces --------------------------------------------------------------------------------

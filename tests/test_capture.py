@@ -667,3 +667,20 @@ def test_nothing_is_warned_of_for_an_ordinary_model() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         nest(nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.1), nn.Linear(8, 4)), torch.randn(2, 6))
+
+
+class Selecting(nn.Module):
+    """Keeps the rows whose sum is positive: how many, only the data know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return y[y.sum(1) > 0]
+
+
+def test_a_size_that_depends_on_the_data_is_one_clear_error() -> None:
+    with pytest.raises(CaptureError, match=r"test_capture\.py:\d+ gives a size that depends on"):
+        nestify.trace(Selecting(), example_inputs=(torch.randn(2, 4),))
