@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
-COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
+COMMANDS = [[line for line in text.splitlines() if line] for kind, text in BLOCKS if kind == "sh"]
 
 
 def make_targets() -> set[str]:
@@ -29,18 +29,19 @@ def test_snippets_run(snippet: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(command: str, tmp_path: Path) -> None:
-    """``make`` targets exist (CI runs them); everything else runs here."""
-    words = shlex.split(command, comments=True)
-    if words[0] == "make":
-        assert set(words[1:]) <= make_targets()
-        return
-    assert words[0] == "nestify"
+@pytest.mark.parametrize("block", COMMANDS, ids=range(len(COMMANDS)))
+def test_commands_run(block: list[str], tmp_path: Path) -> None:
+    """``make`` targets exist (CI runs them); the others run here, one after the other."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    script = [sys.executable, "-m", "nestify.cli", *words[1:]]
-    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    for command in block:
+        program, *words = shlex.split(command, comments=True)
+        if program == "make":
+            assert set(words) <= make_targets()
+            continue
+        assert program == "nestify"
+        script = [sys.executable, "-m", "nestify.cli", *words]
+        done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_every_file_is_in_the_code_organization() -> None:
