@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -225,17 +226,15 @@ class NestedModel(nn.Module):
         ]
         return costs._replace(latency_ms=np.array(latency))
 
-    @property
+    @cached_property
     def pricing(self) -> Pricing:
         """The cost terms of the graph, set up once."""
-        if "_pricing" not in self.__dict__:
-            self.__dict__["_pricing"] = Pricing(self.graph)
-        return self.__dict__["_pricing"]
+        return Pricing(self.graph)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NestedModel:
         """Copy the weights and share the analysis, which never changes."""
         memo[id(self.graph)] = self.graph
-        for value in (self._groups, self._program, self._programs, self.__dict__.get("_pricing")):
+        for value in (self._groups, self._program, self._programs, self.__dict__.get("pricing")):
             memo[id(value)] = value
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from itertools import count as count_from
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +68,42 @@ def _float64(seed: int) -> tuple[nn.Module, tuple[Any, ...]]:
     return build(spec, seed).double(), doubled(example_inputs(spec, 2, seed))
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_float32_and_onnxruntime_agree(seed: int, tmp_path: Path) -> None:
-    """One random subnet: nested, extracted and (checked inside export) onnxruntime, at 1e-5."""
-    spec = random_spec(1000 + seed, without=("interpolate",))
-    model = build(spec, seed).eval()
-    inputs = example_inputs(spec, 2, seed)
-    if not nestify.trace(model, inputs).groups:
-        pytest.skip("this model has nothing to choose")
-    nested = nestify.transform(model, EVERYTHING, inputs).eval()
-    subnet = nested.space.sample(torch.Generator().manual_seed(seed))
-    slim = nested.extract(subnet)
-    with nested.activate(subnet), torch.no_grad():
-        assert relative_error(nested(*inputs), slim(*inputs)) <= 1e-5
-    nestify.export(slim, tmp_path / "slim.onnx", example_inputs=inputs)
+@pytest.mark.parametrize("name", ["mlp", "mobilenet_v2", "resnet50", "vit"])
+def test_20_subnets_of_each_example(name: str) -> None:
+    """Nested and extracted in float32; benchmarks/exactness.py adds float64 and onnxruntime."""
+    example: Any = importlib.import_module(f"examples.{name}")
+    inputs = (
+        example.example_inputs() if callable(example.example_inputs) else example.example_inputs
+    )
+    net = nestify.transform(example.model(), EVERYTHING, inputs).eval()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        subnet = net.space.sample(generator)
+        slim = net.extract(subnet, verify=False)
+        with net.activate(subnet), torch.no_grad():
+            assert relative_error(net(*inputs), slim(*inputs)) <= 1e-5
+
+
+def elastic_models(count: int) -> list[tuple[int, ModelSpec]]:
+    """The first generated models that leave something to choose, with their seeds."""
+    specs = ((seed, random_spec(seed, without=("interpolate",))) for seed in count_from(1000))
+    elastic = (
+        (seed, spec)
+        for seed, spec in specs
+        if nestify.trace(build(spec, seed), example_inputs(spec, 2, seed)).groups
+    )
+    return list(islice(elastic, count))
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_float32_and_onnxruntime_agree(chunk: int, tmp_path: Path) -> None:
+    """One random subnet each of 24 models: nested, extracted, onnxruntime (inside export)."""
+    for seed, spec in elastic_models(24)[chunk::4]:
+        model, inputs = build(spec, seed), example_inputs(spec, 2, seed)
+        net = nestify.transform(model, EVERYTHING, inputs).eval()
+        subnet = net.space.sample(torch.Generator().manual_seed(seed))
+        slim = net.extract(subnet)
+        with net.activate(subnet), torch.no_grad():
+            assert relative_error(net(*inputs), slim(*inputs)) <= 1e-5
+        report = nestify.export(slim, tmp_path / "slim.onnx", example_inputs=inputs)
+        assert report.error <= 1e-5
