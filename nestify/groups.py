@@ -248,10 +248,11 @@ def _give_up(node: fx.Node, graph: Graph, problem: str) -> Call:
     for source in fresh.tensors():
         for expr in pytree.tree_leaves(graph.dims[source]):
             fix(expr, why)
-    fresh.out = pytree.tree_map(
-        lambda v: tuple(Const(int(n), why) for n in v.shape) if hasattr(v, "shape") else (),
-        node.meta["val"],
-    )
+
+    def constant(val: Any) -> Dims:
+        return tuple(Const(int(n), why) for n in getattr(val, "shape", ()))
+
+    fresh.out = pytree.tree_map(constant, node.meta["val"])
     return fresh
 
 

@@ -35,7 +35,6 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "original",
         "program",
         "nested",
-        "training",
     ),
     "passes": ("passes",),
     "emit": ("emit",),
