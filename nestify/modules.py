@@ -75,36 +75,32 @@ def _affine(tensors: Tensors) -> bool | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _batch_norm(args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
-    affine, tracks = _affine(tensors), tensors["running_mean"] is not None
-    source = tensors["weight"] if affine else tensors["running_mean"]
-    if affine is None or source is None or bool(args["training"]) is tracks:
-        return None
-    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[rank]
-    return norm(
-        len(source),
-        args["eps"],
-        args["momentum"],
-        affine=affine,
-        track_running_stats=tracks,
-        device=_META,
-    )
+def _statistics_norm(flag: str, classes: Mapping[int, Callable[..., nn.Module]]) -> Builder:
+    """A norm with running statistics, or with those of the batch where argument ``flag`` says."""
+
+    def build(args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
+        affine, tracks = _affine(tensors), tensors["running_mean"] is not None
+        source = tensors["weight"] if affine else tensors["running_mean"]
+        if affine is None or source is None or bool(args[flag]) is tracks:
+            return None
+        return classes[rank](
+            len(source),
+            args["eps"],
+            args["momentum"],
+            affine=affine,
+            track_running_stats=tracks,
+            device=_META,
+        )
+
+    return build
 
 
-def _instance_norm(args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
-    affine, tracks = _affine(tensors), tensors["running_mean"] is not None
-    source = tensors["weight"] if affine else tensors["running_mean"]
-    if affine is None or source is None or bool(args["use_input_stats"]) is tracks:
-        return None
-    norm = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}[rank]
-    return norm(
-        len(source),
-        args["eps"],
-        args["momentum"],
-        affine=affine,
-        track_running_stats=tracks,
-        device=_META,
-    )
+_batch_norm = _statistics_norm(
+    "training", {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+)
+_instance_norm = _statistics_norm(
+    "use_input_stats", {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
+)
 
 
 def _layer_norm(args: Args, tensors: Tensors, rank: int) -> nn.Module | None:
