@@ -17,6 +17,7 @@ from nestify.rules.recurrent import RECURRENT
 from nestify.rules.shapes import SHAPES
 
 __all__ = [
+    "COPIES",
     "NONLINEAR",
     "NORMS",
     "POOLS",
@@ -40,6 +41,9 @@ VIEWS = frozenset(
     "expand_as broadcast_to slice narrow select diagonal unbind split_with_sizes getitem detach "
     "alias unfold".split()
 )
+
+# Ops that give their operand's values as they are, perhaps in other memory.
+COPIES = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy"))
 
 # Ops that bend: a channel that passes one of these is hidden, not part of a linear stream.
 NONLINEAR = frozenset(
