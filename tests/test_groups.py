@@ -1,0 +1,92 @@
+"""What an analysis tells: groups, names, kinds, sites; fixed dims with op and line; blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nestify
+from examples import resnet50, vit
+from nestify.groups import Graph, Site
+
+HERE = Path(__file__).name
+
+
+class Net(nn.Module):
+    """A residual block, a projection shortcut, attention scores, an op without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.inner = nn.Conv2d(8, 6, 1)
+        self.outer = nn.Conv2d(6, 8, 1)
+        self.wide, self.short = nn.Conv2d(8, 12, 1), nn.Conv2d(8, 12, 1)
+        self.scores = nn.Linear(12, 7)
+        self.odd = nn.Linear(7, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.outer(F.relu(self.inner(x)))
+        x = self.short(x) + self.wide(x)
+        y = F.softmax(self.scores(x.mean((2, 3))), 1)
+        return torch.linalg.matrix_exp(self.odd(y)[:, :, None] * y[:, None])
+
+
+def graph() -> Graph:
+    return nestify.trace(Net(), example_inputs=(torch.randn(2, 3, 8, 8),))
+
+
+def test_groups_are_named_after_their_producer() -> None:
+    found = {group.name: (group.size, group.kind) for group in graph().groups}
+    assert found == {
+        "stem": (8, "channel"),
+        "inner": (6, "channel"),
+        "wide": (12, "channel"),
+    }
+
+
+def test_sites_are_every_place_that_is_sliced() -> None:
+    (stem,) = (group for group in graph().groups if group.name == "stem")
+    assert set(stem.sites) == {
+        Site("stem.weight", 0),
+        Site("stem.bias", 0),
+        Site("inner.weight", 1),
+        Site("outer.weight", 0),
+        Site("outer.bias", 0),
+        Site("wide.weight", 1),
+        Site("short.weight", 1),
+    }
+
+
+def test_fixed_dims_name_op_and_line() -> None:
+    fixed = {site: dim for dim in graph().fixed for site in dim.sites}
+    assert "input" in fixed[Site("stem.weight", 1)].reason
+    scores = fixed[Site("scores.weight", 0)]
+    assert scores.op == "softmax"
+    assert HERE in scores.source_line
+    odd = fixed[Site("odd.weight", 0)]
+    assert odd.reason == "linalg_matrix_exp has no rule"
+
+
+def test_coverage_is_a_share_of_parameters_and_macs() -> None:
+    coverage = graph().coverage
+    rigid = 7 * 7 + 7 + 7  # the last layer and the bias before it touch no elastic dim
+    total = sum(p.numel() for p in Net().parameters())
+    assert coverage.params == 1 - rigid / total
+    assert 0.99 < coverage.macs < 1
+
+
+def test_only_identity_shortcuts_are_droppable() -> None:
+    (block,) = graph().blocks
+    assert (block.entry, block.exit) == ("conv2d", "add")
+
+
+def test_blocks_of_known_networks() -> None:
+    image = (torch.empty(2, 3, 224, 224, device="meta"),)
+    with torch.device("meta"):
+        residual, transformer = resnet50.model(), vit.model()
+    assert len(nestify.trace(residual, example_inputs=image).blocks) == 16 - 4  # 4 project
+    assert len(nestify.trace(transformer, example_inputs=image).blocks) == 24
