@@ -636,7 +636,7 @@ def test_a_model_that_returns_nothing(result: Callable[[Any], Any], match: str) 
 
 def test_wrong_types() -> None:
     with pytest.raises(nestify.UsageError, match=r"must be an nn\.Module, not int"):
-        nestify.trace(5, (torch.randn(2),))  # type: ignore[arg-type]
+        nestify.trace(5, (torch.randn(2),))
     with pytest.raises(CaptureError, match="hold no tensor"):
         nestify.trace(nn.Linear(2, 2), (3,))
     with pytest.raises(CaptureError, match="fails on the example inputs"):

@@ -218,7 +218,7 @@ def test_parts_of_whole_rows_share_the_inner_factor() -> None:
     assert len(list(dims_of(left))) == 2
     assert isinstance(resolve(a), Product)
     assert isinstance(resolve(b), Product)
-    assert resolve(a).factors[1] is resolve(b).factors[1] is resolve(right)  # type: ignore[union-attr]
+    assert resolve(a).factors[1] is resolve(b).factors[1] is resolve(right)
 
 
 def test_a_concat_meets_a_product() -> None:
@@ -249,7 +249,7 @@ def test_a_constant_hands_on_its_own_reason() -> None:
     unify(x, Const(4, first), WHY)
     unify(x, y, WHY)
     assert resolve(y) == resolve(x)
-    assert resolve(y).reason == first  # type: ignore[union-attr]
+    assert resolve(y).reason == first
 
 
 def test_roles_reach_the_parts() -> None:

@@ -144,7 +144,7 @@ class KeepsNormFrozen(nn.Module):
 
 def frozen_norm() -> nn.Module:
     net = conv_net(nn.BatchNorm2d(8))
-    net[1].eval()  # type: ignore[index]
+    net[1].eval()
     return net
 
 

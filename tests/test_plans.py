@@ -134,7 +134,7 @@ def test_unknown_names_are_refused_with_the_choices() -> None:
         plan.best(flops=1)
     for bound in (math.nan, True, "5"):
         with pytest.raises(UsageError, match="is no number"):
-            plan.best(macs=bound)  # type: ignore[arg-type]
+            plan.best(macs=bound)
 
 
 # best -------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_random_weights_are_the_same_each_time(tmp_path: Path) -> None:
     reference = write(tmp_path, NET)
     state = torch.get_rng_state()
     first, second = load_source(reference).model, load_source(reference).model
-    assert torch.equal(first.weight, second.weight)  # type: ignore[arg-type]
+    assert torch.equal(first.weight, second.weight)
     assert torch.equal(torch.get_rng_state(), state), "loading must not disturb the generator"
 
 

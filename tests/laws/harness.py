@@ -105,7 +105,7 @@ class Analysis:
         """Dims of the sample's operands in order; None where the graph does not read one."""
         inputs = (n for n in self.captured.graph.nodes if n.op == "placeholder")
         own = {n.target: n for n in self.captured.graph.nodes if n.op == "get_attr"}
-        texts = self.captured.model.sample.operands.split(",")  # type: ignore[union-attr]
+        texts = self.captured.model.sample.operands.split(",")
         nodes = [next(inputs) if "B" in t else own.get(f"p{i}") for i, t in enumerate(texts)]
         return [None if node is None else self.dims[node] for node in nodes[:count]]
 
@@ -149,11 +149,11 @@ def run_call(node: fx.Node, env: dict[fx.Node, Any], call: Call, keep: Keep | No
     """Run one call with its literals respelled for what is kept."""
     bound = bind_arguments(node)
     for name, expr in call.literals.items() if keep else ():
-        bound[name] = keep.literal(bound[name], expr)  # type: ignore[union-attr]
+        bound[name] = keep.literal(bound[name], expr)
     bound = fx.map_arg(bound, lambda n: env[n])
     if not hasattr(node.target, "name"):
-        return node.target(*bound.values())  # type: ignore[operator]
-    return node.target(**bound)  # type: ignore[operator]
+        return node.target(*bound.values())
+    return node.target(**bound)
 
 
 def pairs(value: Any, dims: Any) -> Iterator[tuple[torch.Tensor, Any]]:

@@ -54,7 +54,7 @@ def _silenced_call(graph: Graph, keep: Keep, node: fx.Node, env: dict[fx.Node, A
     )
     if str(node.target).startswith("nestify.stochastic"):
         return args[0]
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return node.target(*args, **kwargs)
 
 
 def normalises_elastic(graph: Graph, keep: Keep) -> bool:

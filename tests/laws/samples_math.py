@@ -234,7 +234,11 @@ add(
     lambda x, v, w: F.conv2d(F.conv2d(x, v, groups=2), w, groups=4),
     "B 4 5 5, 8* 2 1 1, 4* 2* 3 3",
 )
-add("conv_transpose2d:depthwise", lambda x, w: F.conv_transpose2d(x, w, groups=4), "2* 4* 3 3, 4* 1 2 2")  # fmt: skip  # noqa: E501
+add(
+    "conv_transpose2d:depthwise",
+    lambda x, w: F.conv_transpose2d(x, w, groups=4),
+    "2* 4* 3 3, 4* 1 2 2",
+)
 
 # --- norms ----------------------------------------------------------------------------------------
 
@@ -279,7 +283,11 @@ for _mode, _rank in (("linear", 1), ("bilinear", 2), ("bicubic", 2), ("trilinear
 add("upsample_nearest2d:size", lambda x: aten.upsample_nearest2d(x, [6, 6]), "2* 3* 3 3")
 add("upsample_bilinear2d:size", lambda x: F.interpolate(x, (5, 7), mode="bilinear"), "B 4 3 3")
 add("grid_sampler", lambda x, g: F.grid_sample(x, g, align_corners=False), "2* 3* 4 4, 2* 5* 6* 2")
-add("grid_sampler:3d", lambda x, g: F.grid_sample(x, g, align_corners=False), "2* 3* 4 4 4, 2* 5* 6* 2* 3")  # fmt: skip  # noqa: E501
+add(
+    "grid_sampler:3d",
+    lambda x, g: F.grid_sample(x, g, align_corners=False),
+    "2* 3* 4 4 4, 2* 5* 6* 2* 3",
+)
 add("pixel_shuffle", lambda x: F.pixel_shuffle(x, 2), "2* 12* 3 3")
 add("pixel_unshuffle", lambda x: F.pixel_unshuffle(x, 2), "2* 3* 4 6")
 add("channel_shuffle", lambda x: F.channel_shuffle(x, 2), "2* 6* 3* 3*")

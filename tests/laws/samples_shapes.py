@@ -26,7 +26,9 @@ add("view:cat", lambda x, y: torch.cat([x, y], 1).view(2, 3, 4), "2* 4*, 2* 8*")
 add("view:mixed", lambda x, y: torch.cat([x, y], 1).view(2, 2, 6), "2* 5*, 2* 7*")
 add("view:batch", lambda x, w: (x * w).view(-1, 4), "B 3 4, 3 4")
 add("reshape", lambda x: x.transpose(0, 1).reshape(3, 8), "2* 3* 4*")
-add("reshape:window", lambda x: x.reshape(2, 2, 2, 3, 2, 5).permute(0, 1, 3, 2, 4, 5), "2* 4* 6* 5*")  # fmt: skip  # noqa: E501
+add(
+    "reshape:window", lambda x: x.reshape(2, 2, 2, 3, 2, 5).permute(0, 1, 3, 2, 4, 5), "2* 4* 6* 5*"
+)
 add("_unsafe_view", lambda x: aten._unsafe_view(x, [2, 3, 4]), "6* 4*")
 add("view_as", lambda x, y: x.view_as(y), "6* 4*, 2* 3* 4*")
 add("reshape_as", lambda x, y: x.reshape_as(y), "6* 4*, 2* 3* 4*")

@@ -83,9 +83,9 @@ def _starred(text: str, dims: object) -> str:
     lead = sizes[: len(sizes) - len(sizes.lstrip())]
     words = [
         word.rstrip("*") + "*" * (any(not d.batch for d in dims_of(expr)))
-        for word, expr in zip(sizes.split(), dims, strict=True)  # type: ignore[call-overload]
+        for word, expr in zip(sizes.split(), dims, strict=True)
     ]
-    batch = [any(d.batch for d in dims_of(expr)) for expr in dims]  # type: ignore[attr-defined]
+    batch = [any(d.batch for d in dims_of(expr)) for expr in dims]
     assert batch == [word == "B" for word in words], "the batch dim must stay free, and alone so"
     return kind + colon + lead + " ".join(words)
 
