@@ -19,6 +19,7 @@ from nestify.errors import (
 )
 
 if TYPE_CHECKING:
+    from nestify import training
     from nestify.api import estimate, trace, transform
     from nestify.cost import Cost
     from nestify.emit import export
@@ -48,6 +49,7 @@ __all__ = [
     "list_targets",
     "search",
     "trace",
+    "training",
     "transform",
 ]
 
@@ -69,6 +71,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "training":
+        return importlib.import_module("nestify.training")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'nestify' has no attribute {name!r}")

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from nestify.calibration import reestimate_batch_norm
 from nestify.compare import relative_error
 from nestify.cost import Costs, Pricing
+from nestify.draws import Draws
 from nestify.errors import UsageError, VerificationError
 from nestify.extract import emit, module_tree
 from nestify.groups import DimGroup, Graph
@@ -35,6 +36,7 @@ from nestify.trees import find, tensors_of
 __all__ = ["NestedModel"]
 
 _CACHE = 64
+_DRAWS = "_draws"  # the buffer by which DDP hands around what decides the draws
 # Two orders of adding up the same numbers differ by less than this, relative to the largest output.
 _LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -57,6 +59,7 @@ class NestedModel(nn.Module):
         self.recipe = recipe
         self.space = SearchSpace(tuple(units))
         self._groups = {group.name: group for group in graph.groups}
+        self.draws = Draws()
         self._active: Subnet | None = None
         self._programs: OrderedDict[tuple[Subnet, int], Bound] = OrderedDict()
         self._program = Program(graph)
@@ -64,6 +67,10 @@ class NestedModel(nn.Module):
         tree = module_tree(graph)
         for registry in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             vars(self)[registry] = vars(tree)[registry]
+        self.register_buffer(_DRAWS, torch.zeros(3, dtype=torch.int64), persistent=False)
+        self.draws.write(self.get_buffer(_DRAWS))
+        self.register_state_dict_post_hook(_save_draws)
+        self.register_load_state_dict_pre_hook(_load_draws)
         self.training = graph.capture.model.training
 
     @property
@@ -94,10 +101,17 @@ class NestedModel(nn.Module):
                 "inputs must have the structure of the example inputs, "
                 f"{captured.in_spec}; got {spec}"
             )
-        subnet = self.space.sample() if self.training and self._active is None else self._active
-        steps = self._bind(subnet or self.space.largest(), self._program.batch_size(flat))
+        steps = self._bind(self._subnet_of_call(flat), self._program.batch_size(flat))
         values = self._program.run(self, steps, flat)
         return pytree.tree_unflatten(values, captured.out_spec)
+
+    def _subnet_of_call(self, flat: Sequence[Any]) -> Subnet:
+        if self._active is not None:
+            return self._active
+        if not self.training:
+            return self.space.largest()
+        self.drawn = self.draws.for_call(self.space.units, flat, self.get_buffer(_DRAWS))
+        return self.drawn
 
     def _bind(self, subnet: Subnet, batch: int) -> Bound:
         key = (subnet, batch)
@@ -253,6 +267,16 @@ class _Activation:
 
     def __exit__(self, *exc: object) -> None:
         self.nested.activate(self.before)
+
+
+def _save_draws(nested: NestedModel, state: Any, prefix: str, metadata: dict[str, Any]) -> None:
+    nested.draws.save_to(metadata)
+
+
+def _load_draws(
+    nested: NestedModel, state: Any, prefix: str, metadata: dict[str, Any], *_: Any
+) -> None:
+    nested.draws.load_from(metadata)
 
 
 def _original(nested: NestedModel, slim: fx.GraphModule) -> nn.Module:

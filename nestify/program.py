@@ -147,8 +147,9 @@ class Program:
             return
         full = get_tensor(root, name)
         grid = torch.meshgrid(*(keep.indices(e).to(full.device) for e in dims), indexing="ij")
-        with torch.no_grad():
-            full[grid] = value
+        # As torch's own batch norm does, without a sign that the tensor changed: autograd saves
+        # running statistics though backward does not read them, and the next step may come first.
+        full.data[grid] = value
 
 
 def _fill(arg: Any, env: list[Any]) -> Any:

@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -73,7 +73,8 @@ class Subnet(Mapping[str, int]):
 class Unit:
     """One independent choice: a size from ``minimum`` up to ``size`` in steps of ``step``.
 
-    ``kind`` is ``channel``, ``neuron``, ``head``, ``path``, ``layer``, ``bit`` or ``level``.
+    ``kind`` is ``channel``, ``neuron``, ``head``, ``path``, ``layer``, ``bit`` or ``level``;
+    ``draw`` names how training draws the size (:mod:`nestify.draws`).
 
     >>> Unit("conv1", "channel", 20, 8, 8).choices
     (8, 16, 20)
@@ -84,6 +85,7 @@ class Unit:
     size: int
     minimum: int = 1
     step: int = 1
+    draw: str = field(default="mixture", repr=False)
 
     @property
     def choices(self) -> tuple[int, ...]:

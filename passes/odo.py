@@ -16,6 +16,7 @@ from typing import ClassVar
 from torch import fx
 
 from nestify.dims import Dim, dims_of
+from nestify.draws import check_draw
 from nestify.errors import UsageError
 from nestify.groups import DimGroup, Graph
 from nestify.rules import NONLINEAR, POOLS, op_name
@@ -29,7 +30,7 @@ class OrderedDropout:
     """Every group of one ``kind`` becomes a unit, dropped from its end.
 
     ``core`` is the always-active share, ``step`` the quantum of sizes, ``where`` is ``hidden`` or
-    ``all``.
+    ``all``, ``draw`` is how training draws sizes (:data:`nestify.draws.DRAWS`).
 
     Raises:
         UsageError: an option out of range.
@@ -40,6 +41,7 @@ class OrderedDropout:
     core: float = 0.0
     step: int = 1
     where: str = "hidden"
+    draw: str = "mixture"
 
     def __post_init__(self) -> None:
         if not 0 <= self.core <= 1:
@@ -48,6 +50,7 @@ class OrderedDropout:
             raise UsageError(f"step must be at least 1; got {self.step}")
         if self.where not in ("hidden", "all"):
             raise UsageError(f"where must be hidden or all; got {self.where!r}")
+        check_draw(self.draw)
 
     def apply(self, graph: Graph) -> Graph:
         """Add this pass's units to the search space of ``graph``."""
@@ -62,7 +65,7 @@ class OrderedDropout:
 
     def _unit(self, group: DimGroup) -> Unit:
         core = max(1, math.ceil(self.core * group.size))
-        return Unit(group.name, self.kind, group.size, core, self.step)
+        return Unit(group.name, self.kind, group.size, core, self.step, self.draw)
 
 
 def _hidden(graph: Graph) -> set[Dim]:

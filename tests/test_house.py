@@ -18,7 +18,7 @@ LINES_MAX = 400
 # count. A new module gets a place here.
 LAYERS: dict[str, tuple[str, ...]] = {
     "errors": ("errors",),
-    "ground": ("files", "usercode", "space", "trees", "compare"),
+    "ground": ("files", "usercode", "space", "draws", "trees", "compare"),
     "sources": ("zoo", "sources"),
     "dims": ("dims",),
     "rules": ("rules",),
@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "original",
         "program",
         "nested",
+        "training",
     ),
     "passes": ("passes",),
     "emit": ("emit",),

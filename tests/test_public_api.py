@@ -26,6 +26,7 @@ PUBLIC = [
     "list_targets",
     "search",
     "trace",
+    "training",
     "transform",
 ]
 

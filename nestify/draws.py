@@ -1,0 +1,208 @@
+"""Which subnet a training step runs: laws of the draw, and the stream that they read.
+
+A step's random numbers depend on a seed and the number of the step, on nothing else. So every rank
+of a distributed run draws the same subnet without a word, and a run that is resumed goes on where
+it stopped. FN3 draws every size uniformly and independently (section 3: p(c) = 1/M); then narrow
+networks are hardly ever seen whole, so the default here is a mixture.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+from nestify.errors import UsageError
+from nestify.space import Subnet, Unit
+
+__all__ = ["DRAWS", "Draws", "check_draw", "draw_subnet"]
+
+_KEY = "nestify.draws"
+_MASK = (1 << 63) - 1  # what an int64 buffer holds
+_CHECK = 0x5EED
+_RECENT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """Numbers in [0, 1) of one step: two that all units share, and the unit's own."""
+
+    coin: float
+    shared: float
+    own: float
+
+
+def _uniform(unit: Unit, number: float) -> int:
+    return unit.choices[int(number * len(unit.choices))]
+
+
+def _log_uniform(unit: Unit, number: float) -> int:
+    """Every doubling of the size is as likely as the next; the size is rounded down to a choice."""
+    shift = 0 if unit.minimum else 1  # blocks may all be dropped: their sizes start at 0
+    least, most = unit.minimum + shift, unit.size + unit.step + shift
+    size = least * (most / least) ** number - shift
+    return max((choice for choice in unit.choices if choice <= size), default=unit.minimum)
+
+
+def _mixture(unit: Unit, numbers: _Numbers) -> int:
+    if numbers.coin < 0.5:
+        return _log_uniform(unit, numbers.shared)
+    return _log_uniform(unit, numbers.own)
+
+
+DRAWS: Mapping[str, Callable[[Unit, _Numbers], int]] = {
+    "uniform": lambda unit, n: _uniform(unit, n.own),
+    "log-uniform": lambda unit, n: _log_uniform(unit, n.own),
+    "shared-uniform": lambda unit, n: _uniform(unit, n.shared),
+    "shared-log-uniform": lambda unit, n: _log_uniform(unit, n.shared),
+    "mixture": _mixture,
+}
+
+
+def check_draw(name: str) -> None:
+    """Raise UsageError, with the valid names, where there is no draw of that name."""
+    if name not in DRAWS:
+        raise UsageError(f"draw must be one of {', '.join(DRAWS)}; got {name!r}")
+
+
+def draw_subnet(units: Sequence[Unit], numbers: random.Random) -> Subnet:
+    """Draw one size a unit, each by the law of its ``draw``.
+
+    >>> draw_subnet([Unit("a", "channel", 8, draw="uniform")], random.Random(0))
+    Subnet({'a': 6})
+    """
+    coin, shared = numbers.random(), numbers.random()
+    return Subnet(
+        {
+            unit.name: DRAWS[unit.draw](unit, _Numbers(coin, shared, numbers.random()))
+            for unit in units
+        }
+    )
+
+
+class Draws:
+    """The stream of drawn subnets: ``seed`` and ``step`` say all about what comes next.
+
+    The seed is torch's when the stream is made, and ``torch.manual_seed`` starts the stream anew.
+    In a distributed run it does not, as ranks are often seeded differently for their data: there
+    all ranks must have the same seed when the nested model is made, or be wrapped in DDP, which
+    hands the state of rank 0 to all with the other buffers.
+
+    >>> draws = Draws()
+    >>> draws.restart(seed=3)
+    >>> draws.next([Unit("a", "channel", 8)]), draws.step
+    (Subnet({'a': 1}), 1)
+    """
+
+    def __init__(self) -> None:
+        self.seed = torch.initial_seed() & _MASK
+        self.step = 0
+        self._resumed = False
+        self._agreed = False
+        self._recent: OrderedDict[tuple[int, ...], Subnet] = OrderedDict()
+
+    def next(self, units: Sequence[Unit], buffer: torch.Tensor | None = None) -> Subnet:
+        """Draw the subnet of the next step; ``buffer`` is what DDP hands around."""
+        if not _several_ranks():
+            self._follow_manual_seed()
+        elif buffer is not None and not self._agreed:
+            self._read(buffer)
+        numbers = random.Random(f"{self.seed}/{self.step}")
+        self.step += 1
+        if buffer is not None and not self._agreed:
+            self.write(buffer)
+        return draw_subnet(units, numbers)
+
+    def for_call(
+        self, units: Sequence[Unit], inputs: Iterable[Any], buffer: torch.Tensor
+    ) -> Subnet:
+        """The subnet of one forward: a new one, or that of before where a checkpoint recomputes it.
+
+        ``torch.utils.checkpoint`` runs a forward again inside of backward, on the same inputs.
+        """
+        key = tuple(t.data_ptr() for t in inputs if isinstance(t, torch.Tensor))
+        # The only sign of a recomputation that both kinds of checkpoint give.
+        if torch._C._current_graph_task_id() != -1 and key in self._recent:  # pyright: ignore[reportPrivateUsage]
+            return self._recent[key]
+        subnet = self.next(units, buffer)
+        self._recent[key] = subnet
+        self._recent.move_to_end(key)
+        if len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+        return subnet
+
+    def _follow_manual_seed(self) -> None:
+        """Start anew where torch was seeded and has drawn nothing since; one number is drawn from
+        it, so that this is seen once.
+        """
+        seed = torch.initial_seed()
+        fresh = torch.Generator().manual_seed(seed).get_state()
+        if torch.equal(torch.default_generator.get_state(), fresh):
+            torch.rand(())
+            if not self._resumed:
+                self.seed, self.step = seed & _MASK, 0
+        self._resumed = False
+
+    def restart(self, seed: int, step: int = 0) -> None:
+        """Go on as a stream of this seed does at this step.
+
+        Raises:
+            UsageError: a seed or step that is no int, or is negative.
+        """
+        given: dict[str, Any] = {"seed": seed, "step": step}
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise UsageError(f"{name} of the draws must be an int, 0 or more; got {value!r}")
+        self.seed, self.step, self._resumed, self._agreed = seed & _MASK, step, True, False
+
+    def state_dict(self) -> dict[str, int]:
+        """The seed and the step, for a checkpoint."""
+        return {"seed": self.seed, "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a stream with that :meth:`state_dict` stopped."""
+        self.restart(state["seed"], state["step"])
+
+    # --- among ranks ------------------------------------------------------------------------------
+
+    def write(self, buffer: torch.Tensor) -> None:
+        """Put the state into a buffer of three ints."""
+        if not buffer.is_meta:
+            values = [self.seed, self.step, self.seed ^ self.step ^ _CHECK]
+            buffer.copy_(torch.tensor(values), non_blocking=True)
+
+    def _read(self, buffer: torch.Tensor) -> None:
+        """Take the state that DDP copied from rank 0; memory that nobody wrote is left alone."""
+        self._agreed = True
+        if not buffer.is_meta:
+            seed, step, check = buffer.tolist()
+            if check == seed ^ step ^ _CHECK:
+                self.seed, self.step = seed, step
+
+    # --- a module's state dict --------------------------------------------------------------------
+
+    def save_to(self, metadata: dict[str, Any]) -> None:
+        """Write the state beside the version that torch notes of each module in a state dict.
+
+        There, and not under a key, it changes no key set: the original's state dict loads into the
+        nested model and the other way round.
+        """
+        metadata[_KEY] = self.state_dict()
+
+    def load_from(self, metadata: Mapping[str, Any]) -> None:
+        """Read what :meth:`save_to` wrote; a state dict of another model changes nothing."""
+        if _KEY in metadata:
+            self.load_state_dict(metadata[_KEY])
+
+
+def _several_ranks() -> bool:
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )

@@ -1,0 +1,222 @@
+"""Training methods: which subnets one step trains, and towards what.
+
+A nested model needs none of this: in a plain loop its forward draws a subnet a step (``odo``). The
+other methods here train several subnets a step, which costs more and holds the small ones better.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from nestify.draws import draw_subnet
+from nestify.errors import UsageError
+from nestify.nested import NestedModel
+from nestify.space import Subnet
+
+__all__ = ["METHODS", "Method", "cost_multiplier", "step"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What one step trains: the full net or not, the smallest or not, and ``random`` drawn ones.
+
+    The full net learns from the labels. The others learn from the labels too, or, by the share
+    ``distill``, from the full net's outputs of the same step, softened by ``temperature``. That
+    needs outputs (batch, classes, ...) of logits.
+
+    >>> METHODS["sandwich"].random
+    2
+
+    Raises:
+        UsageError: an option out of range.
+    """
+
+    full: bool = False
+    smallest: bool = False
+    random: int = 1
+    distill: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.random < 0 or not (self.full or self.smallest or self.random):
+            raise UsageError(f"a method trains at least one subnet a step; got {self}")
+        if not 0 <= self.distill <= 1 or (self.distill and not self.full):
+            raise UsageError(
+                f"distill is a share from 0 to 1, and needs full=True to learn from; got {self}"
+            )
+        if not self.temperature > 0:
+            raise UsageError(f"temperature must be above 0; got {self.temperature}")
+
+    def subnets(self, nested: NestedModel, draw: Callable[[], Subnet]) -> list[Subnet]:
+        """The subnets of one step, the full net first."""
+        space = nested.space
+        return [
+            *([space.largest()] if self.full else []),
+            *(draw() for _ in range(self.random)),
+            *([space.smallest()] if self.smallest else []),
+        ]
+
+
+METHODS: Mapping[str, Method] = {
+    # FN3, section 3: one draw a batch.
+    "odo": Method(),
+    # Yu and Huang, 2019 (US-Net): the sandwich rule with in-place distillation.
+    "sandwich": Method(full=True, smallest=True, random=2, distill=1.0),
+    # One loss of the full net and one drawn subnet, half of it from the full net.
+    "joint": Method(full=True, random=1, distill=0.5),
+}
+
+
+def step(
+    nested: nn.Module,
+    x: Any,
+    y: Any,
+    loss_fn: Callable[[Any, Any], torch.Tensor],
+    method: str | Method = "odo",
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+) -> torch.Tensor:
+    """Forward and backward of one training step; returns its loss, detached.
+
+    Gradients are added to those of the full parameters, so zeroing them and the optimizer's step
+    stay yours. ``x`` is the input, or a tuple of the positional inputs. ``nested`` may be wrapped
+    in DDP. The loss is that of the largest subnet trained: the full net's but for ``odo``.
+
+    >>> import nestify
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> nested = nestify.transform(net, "fn3-neuron", example_inputs=(torch.randn(1, 4),)).train()
+    >>> x, y = torch.randn(16, 4), torch.zeros(16, dtype=torch.long)
+    >>> step(nested, x, y, F.cross_entropy, method="sandwich").shape
+    torch.Size([])
+
+    Raises:
+        UsageError: an unknown method, a model that is not nested or not in training mode, or
+            outputs that cannot be distilled.
+    """
+    inner, chosen = _unwrap(nested), _method(method)
+    if not inner.training:
+        raise UsageError("the nested model is in eval mode; call nested.train() before a step")
+    _announce(inner, method, chosen)
+    inputs = x if isinstance(x, tuple) else (x,)
+    buffer = inner.get_buffer("_draws")
+    subnets = chosen.subnets(inner, lambda: inner.draws.next(inner.space.units, buffer))
+    teacher: torch.Tensor | None = None
+    first: torch.Tensor | None = None
+    for i, subnet in enumerate(subnets):
+        with inner.activate(subnet), _sync(nested, i == len(subnets) - 1):
+            out = nested(*inputs)
+            if i == 0 and chosen.full:
+                loss = loss_fn(out, y)
+                teacher = _logits(out).detach() if chosen.distill else None
+            else:
+                loss = _student_loss(chosen, out, y, teacher, loss_fn)
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        first = loss.detach() if first is None else first
+    assert first is not None
+    return first
+
+
+def cost_multiplier(
+    nested: nn.Module, method: str | Method = "odo", *, samples: int = 1024
+) -> float:
+    """The expected MACs of a step, as a multiple of the MACs of training the full net alone.
+
+    >>> import nestify
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> nested = nestify.transform(net, "fn3-neuron{draw=uniform}", (torch.randn(1, 4),))
+    >>> 0.5 < cost_multiplier(nested) < 0.6
+    True
+
+    Raises:
+        UsageError: an unknown method, or a model that is not nested.
+    """
+    inner, chosen = _unwrap(nested), _method(method)
+    numbers = random.Random(0)
+    subnets = [
+        subnet
+        for _ in range(samples)
+        for subnet in chosen.subnets(inner, lambda: draw_subnet(inner.space.units, numbers))
+    ]
+    macs = inner.estimate([*subnets, inner.space.largest()]).macs
+    return float(macs[:-1].sum() / samples / macs[-1])
+
+
+def _unwrap(nested: nn.Module) -> NestedModel:
+    inner: Any = nested
+    while not isinstance(inner, NestedModel):
+        children: dict[str, Any] = vars(inner).get("_modules", {})
+        inner = children.get("module") or children.get("_orig_mod")
+        if inner is None:
+            raise UsageError(
+                f"a step needs a NestedModel, bare or wrapped in DDP, not {type(nested).__name__}; "
+                "make one with nestify.transform"
+            )
+    return inner
+
+
+def _method(method: str | Method) -> Method:
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise UsageError(
+            f"unknown training method {method!r}; choose from {', '.join(METHODS)}, "
+            "or pass a nestify.training.Method"
+        )
+    return METHODS[method]
+
+
+def _announce(inner: NestedModel, method: str | Method, chosen: Method) -> None:
+    """Say once a model and method what a step will cost."""
+    if vars(inner).get("_announced") != chosen:
+        vars(inner)["_announced"] = chosen
+        times = cost_multiplier(inner, chosen)
+        _log.info("method %s: about %.2f times the MACs of the full net a step", method, times)
+
+
+def _sync(nested: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    """DDP exchanges gradients with the last backward of a step only."""
+    pause = getattr(nested, "no_sync", None)
+    return contextlib.nullcontext() if last or pause is None else pause()
+
+
+def _student_loss(
+    method: Method,
+    out: Any,
+    y: Any,
+    teacher: torch.Tensor | None,
+    loss_fn: Callable[[Any, Any], torch.Tensor],
+) -> torch.Tensor:
+    if teacher is None:
+        return loss_fn(out, y)
+    t = method.temperature
+    logs = F.log_softmax(_logits(out) / t, dim=1)
+    soft = F.softmax(teacher / t, dim=1)
+    divergence = F.kl_div(logs, soft, reduction="none").sum(1).mean() * t * t
+    if method.distill == 1:
+        return divergence
+    return method.distill * divergence + (1 - method.distill) * loss_fn(out, y)
+
+
+def _logits(out: Any) -> torch.Tensor:
+    """The one floating tensor (batch, classes, ...) among the outputs."""
+    leaves = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+    if len(leaves) == 1 and leaves[0].ndim > 1 and leaves[0].is_floating_point():
+        return leaves[0]
+    shapes = ", ".join(str(tuple(t.shape)) for t in leaves) or "no tensor"
+    raise UsageError(
+        "distillation needs one output of logits (batch, classes, ...); "
+        f"this model gives {shapes}: pass Method(..., distill=0.0)"
+    )
