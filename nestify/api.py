@@ -61,15 +61,17 @@ def transform(
     >>> nestify.transform(net, "fn3-neuron", example_inputs=(torch.randn(1, 4),)).space.num_subnets
     8
 
+    A recipe that rewrites and chooses nothing (``root-8``) gives a family of one.
+
     Raises:
-        UsageError: an unknown recipe or option, or a recipe that finds nothing to choose.
+        UsageError: an unknown recipe or option, or a recipe that finds nothing to do.
         CaptureError: the model cannot be captured.
     """
     passes = parse_recipe(recipe)
     graph = trace(model, example_inputs, example_kwargs)
     for step in passes:
         graph = step.apply(graph)
-    if not graph.units:
+    if not graph.units and graph.original is None:
         found = ", ".join(sorted({group.kind for group in graph.groups})) or "none"
         raise UsageError(
             f"recipe {recipe!r} finds nothing to choose in {type(model).__name__}; "

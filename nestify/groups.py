@@ -21,7 +21,7 @@ from nestify.rules import RULES, Call, Dims, op_name
 from nestify.rules.notation import WINDOW
 from nestify.space import Unit
 
-__all__ = ["Block", "Coverage", "DimGroup", "FixedDim", "Graph", "Site", "analyse"]
+__all__ = ["Block", "Change", "Coverage", "DimGroup", "FixedDim", "Graph", "Site", "analyse"]
 
 
 class Site(NamedTuple):
@@ -66,6 +66,19 @@ class Block:
     exit: str
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a rewrite pass did at one place of the model, or left undone there, and why.
+
+    ``where`` is the path of the module, ``done`` whether anything changed.
+    """
+
+    recipe: str
+    where: str
+    what: str
+    done: bool = True
+
+
 class Coverage(NamedTuple):
     """Shares, 0 to 1, of the parameters and of the MACs that touch at least one elastic dim."""
 
@@ -77,7 +90,8 @@ class Graph:
     """A captured model whose every dim is known.
 
     ``dims`` gives each node's dims, ``calls`` what each node's rule found, ``tensor_dims`` the dims
-    of each parameter and buffer by name, ``batch`` the free batch dim or None.
+    of each parameter and buffer by name, ``batch`` the free batch dim or None. ``changes`` says
+    what rewrite passes did, and ``original`` is the graph before them (None: nothing was changed).
 
     >>> import torch
     >>> from nestify.capture import capture
@@ -96,6 +110,8 @@ class Graph:
         }
         self.unknown_ops: dict[str, str] = {}
         self.units: tuple[Unit, ...] = ()
+        self.changes: tuple[Change, ...] = ()
+        self.original: Graph | None = None
         self.example_batch: Dim | None = None
 
     @property

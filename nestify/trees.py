@@ -88,9 +88,10 @@ def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
 
 
 def is_saved(root: nn.Module, name: str) -> bool:
-    """Whether that parameter or buffer is part of the state dict."""
+    """Whether that parameter or buffer is part of the state dict; a new one is."""
     path, _, leaf = name.rpartition(".")
-    return leaf not in vars(find(root, path))["_non_persistent_buffers_set"]
+    owner = submodule(root, path)
+    return owner is None or leaf not in vars(owner)["_non_persistent_buffers_set"]
 
 
 def put_tensor(

@@ -1,7 +1,7 @@
 """The rewrite passes, one a file; imported as ``nestify.passes``.
 
 A pass is a frozen dataclass: ``name``, its options as fields, ``apply(graph) -> graph``. A recipe
-is text, passes joined by ``+``, options in braces: ``"fn3-channel{core=0.35,step=8}+fn3-head"``.
+is text, passes joined by ``+``, options in braces: ``"root-8{init=he}+fn3-channel{core=0.35}"``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ PASSES: Mapping[str, str] = {
     "fn3-head": "nestify.passes.fn3_head:Fn3Head",
     "fn3-neuron": "nestify.passes.fn3_neuron:Fn3Neuron",
     "fn3-path": "nestify.passes.fn3_path:Fn3Path",
+    "column-N": "nestify.passes.column:Column",
+    "root-N": "nestify.passes.root:Root",
+    "tree-N": "nestify.passes.tree:Tree",
 }
 
 _PASS = re.compile(r"([a-z0-9-]+)(?:\{([^{}]*)\})?")
@@ -57,7 +60,8 @@ def parse_recipe(recipe: str) -> tuple[Pass, ...]:
 def _parse_pass(text: str, recipe: str) -> Pass:
     match = _PASS.fullmatch(text)
     name = match.group(1) if match else text
-    if match is None or name not in PASSES:
+    name, numbers = _numbered(name)
+    if match is None or name not in PASSES or (name.endswith("-N") and not numbers):
         close = difflib.get_close_matches(name, PASSES, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(
@@ -66,7 +70,8 @@ def _parse_pass(text: str, recipe: str) -> Pass:
         )
     module, _, cls = PASSES[name].partition(":")
     kind: Any = getattr(importlib.import_module(module), cls)
-    fields = {f.name: type(f.default) for f in dataclasses.fields(kind) if f.init}
+    given = (f for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING)
+    fields = {f.name: type(f.default) for f in given if f.init}
     options: dict[str, Any] = {}
     for item in filter(None, (match.group(2) or "").split(",")):
         key, _, value = (piece.strip() for piece in item.partition("="))
@@ -78,4 +83,12 @@ def _parse_pass(text: str, recipe: str) -> Pass:
             raise UsageError(
                 f"option {key} of pass {name} must be {fields[key].__name__}, not {value!r}"
             ) from None
-    return kind(**options)
+    return kind(*numbers, **options)
+
+
+def _numbered(name: str) -> tuple[str, tuple[int, ...]]:
+    """``root-8`` is the pass ``root-N`` of 8."""
+    stem, _, number = name.rpartition("-")
+    if number.isdigit() and f"{stem}-N" in PASSES:
+        return f"{stem}-N", (int(number),)
+    return name, ()

@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "rules": ("rules",),
     "capture": ("modes", "inputs", "tracing", "lowering", "training_trace", "capture"),
     "groups": ("blocks", "groups"),
-    "slicing": ("slicing", "polynomials"),
+    "slicing": ("slicing", "polynomials", "rewriting"),
     "cost": ("modules", "cost"),
     "targets": ("targets",),
     "networks": (

@@ -17,6 +17,7 @@ from nestify.rules.recurrent import RECURRENT
 from nestify.rules.shapes import SHAPES
 
 __all__ = [
+    "CONVOLUTIONS",
     "COPIES",
     "NONLINEAR",
     "NORMS",
@@ -33,6 +34,9 @@ __all__ = [
 
 # Ops whose parameters scale and shift normalised values.
 NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
+
+# Ops that slide a kernel over a map; groups, kernel and channels follow from arguments by name.
+CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv3d"))
 
 # Ops that give another view of their first operand; in-place ops do too, by their schema.
 VIEWS = frozenset(

@@ -33,17 +33,24 @@ def check_laws(
     if not graph.groups:
         return 0
     nested = nestify.transform(model, EVERYTHING, inputs).eval()
-    tolerance = TOLERANCE[_dtype(model)]
-    generator = torch.Generator().manual_seed(seed)
     # Gradients on: without them nn.MultiheadAttention takes a fused path that rounds otherwise.
     for batch in filter(None, (inputs, other if nested.graph.batch is not None else ())):
         assert _bit_equal(nested(*batch), model(*batch)), "the largest subnet is not the original"
+    check_subnets(nested, inputs, subnets=subnets, seed=seed, other=other)
+    return len(graph.groups)
+
+
+def check_subnets(
+    nested: Any, inputs: Inputs, *, subnets: int = 3, seed: int = 0, other: Inputs = ()
+) -> None:
+    """Assert nested = extracted = silenced on ``subnets`` random subnets of a nested model."""
+    tolerance = TOLERANCE[_dtype(nested)]
+    generator = torch.Generator().manual_seed(seed)
     draw = random.Random(seed)
     with torch.no_grad():
         for _ in range(subnets):
             _check_subnet(nested, nested.space.sample(generator), inputs, other, tolerance)
             _check_silenced(nested, draw, tolerance)
-    return len(graph.groups)
 
 
 def _check_subnet(

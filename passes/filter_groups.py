@@ -1,0 +1,155 @@
+"""Filter groups: what ``root-N``, ``column-N`` and ``tree-N`` share (Deep Roots, section 3).
+
+A spatial convolution gets filter groups, and the 1 x 1 convolution behind it, which mixes them,
+makes the two a root module. The passes differ in how the number of groups goes with the stage.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from nestify.errors import NestifyWarning, UsageError
+from nestify.groups import Change, Graph
+from nestify.passes.group_map import GroupMap
+from nestify.passes.grouped_weights import INITS, regroup
+from nestify.passes.spatial import Spatial, find_spatial
+from nestify.rewriting import Rewriter
+
+__all__ = ["FilterGroups", "Grouping"]
+
+_EMBEDS = ("existing", "insert", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """One decision: this convolution gets ``groups`` of them, of ``asked``; ``why`` where not.
+
+    ``inserts`` says that a 1 x 1 convolution goes behind it.
+    """
+
+    conv: Spatial
+    asked: int
+    groups: int
+    inserts: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FilterGroups:
+    """Groups the spatial convolutions of every stage; see the subclasses for how many.
+
+    ``number`` is the N of the recipe. ``init`` is ``he`` (new weights, for the smaller fan-in) or
+    ``extract`` (the blocks of the dense kernel). ``embed`` says what to do where no 1 x 1
+    convolution follows: ``existing`` leaves the convolution as it is, ``insert`` adds one, ``none``
+    groups it all the same. ``groups`` sets single stages or modules: ``2:4;conv3:1``.
+
+    Raises:
+        UsageError: an option out of range.
+    """
+
+    name: ClassVar[str]
+    number: int
+    init: str = "he"
+    embed: str = "existing"
+    groups: str = ""
+
+    def __post_init__(self) -> None:
+        if self.number < 1:
+            raise UsageError(f"{self.name} needs N >= 1 filter groups; got {self.number}")
+        for option, value, valid in (
+            ("init", self.init, INITS),
+            ("embed", self.embed, _EMBEDS),
+        ):
+            if value not in valid:
+                raise UsageError(f"{option} must be {' or '.join(valid)}; got {value!r}")
+        GroupMap.parse(self.groups)
+
+    def degree(self, stage: int) -> int:
+        """How many filter groups the convolutions of a stage get; stages count from 0."""
+        raise NotImplementedError
+
+    def apply(self, graph: Graph) -> Graph:
+        """Group the convolutions of ``graph``.
+
+        Raises:
+            UsageError: there is nothing to group, or ``groups`` names nothing of the model.
+        """
+        edit = Rewriter(graph)
+        plan = self.plan(graph)
+        for step in plan:
+            if step.groups > 1:
+                regroup(edit, step.conv, step.groups, self.init, inserts=step.inserts)
+        if not any(step.groups > 1 for step in plan):
+            raise UsageError(self._nothing(plan))
+        for text in _warnings(plan):
+            warnings.warn(f"{self._recipe}: {text}", NestifyWarning, stacklevel=2)
+        return edit.finish(tuple(self._change(step) for step in plan))
+
+    def plan(self, graph: Graph) -> tuple[Grouping, ...]:
+        """What would be done to each spatial convolution of ``graph``, in graph order."""
+        convs = find_spatial(graph)
+        overrides = GroupMap.parse(self.groups).resolve(convs)
+        return tuple(self._decide(conv, overrides.get(conv.weight)) for conv in convs)
+
+    def _decide(self, conv: Spatial, override: int | None) -> Grouping:
+        asked = self.degree(conv.stage) if override is None else override
+        groups = _largest_divisor(math.gcd(conv.inputs, conv.outputs), asked)
+        grouping = Grouping(conv, asked, groups, inserts=False)
+        if asked == 1:
+            return grouping
+        if conv.obstacle:
+            return replace(grouping, groups=1, why=conv.obstacle)
+        if groups == 1:
+            why = f"no number of groups up to {asked} divides {conv.inputs} and {conv.outputs}"
+            return replace(grouping, why=why)
+        if not conv.mixed and self.embed == "existing":
+            why = "no 1x1 convolution mixes its channels (embed=insert adds one)"
+            return replace(grouping, groups=1, why=why)
+        return replace(grouping, inserts=not conv.mixed and self.embed == "insert")
+
+    def _change(self, step: Grouping) -> Change:
+        conv = step.conv
+        if step.groups == 1:
+            why = step.why or f"one group is what stage {conv.stage} gets"
+            return Change(self._recipe, conv.name, f"left as it is: {why}", done=False)
+        short = f" ({step.asked} asked)" if step.groups != step.asked else ""
+        added = ", and a new 1x1 convolution behind them" if step.inserts else ""
+        return Change(
+            self._recipe,
+            conv.name,
+            f"{step.groups} filter groups{short} of {conv.inputs // step.groups} to "
+            f"{conv.outputs // step.groups} channels{added}; stage {conv.stage}, init={self.init}",
+        )
+
+    @property
+    def _recipe(self) -> str:
+        return self.name.replace("N", str(self.number))
+
+    def _nothing(self, plan: Sequence[Grouping]) -> str:
+        reasons = "; ".join(f"{s.conv.name}: {s.why}" for s in plan[:4] if s.why)
+        found = f"{len(plan)} spatial convolution{'s' * (len(plan) != 1)} after the first"
+        return f"{self._recipe} finds nothing to group among {found}" + (
+            f": {reasons}" if reasons else "; a spatial one has kernel > 1 and one group"
+        )
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def _warnings(plan: Sequence[Grouping]) -> Iterator[str]:
+    """What a user should know who asked for more groups than were made."""
+    less = [s for s in plan if not s.why and s.groups != s.asked]
+    if less:
+        listed = ", ".join(f"{s.conv.name} {s.groups} instead of {s.asked}" for s in less)
+        yield f"the largest numbers of groups that divide the channels are taken: {listed}"
+    by_reason: dict[str, list[str]] = {}
+    for step in plan:
+        if step.why:
+            by_reason.setdefault(step.why, []).append(step.conv.name)
+    for why, names in by_reason.items():
+        yield f"left as they are, since {why}: {', '.join(names)}"
