@@ -7,7 +7,7 @@ matrix products).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,11 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from nestify.depth import PresenceDims
 from nestify.dims import Dim, Expr
 from nestify.errors import UsageError
 from nestify.groups import Graph
-from nestify.polynomials import Algebra, Chunk, Polynomial, times, total
-from nestify.rules import NORMS, VIEWS, Call, Dims, op_name
+from nestify.peaks import peak_changes
+from nestify.polynomials import Algebra, Chunk, times, total
+from nestify.rules import NORMS, Call
 
 __all__ = ["CONVENTIONS", "Convention", "Cost", "Costs", "Pricing"]
 
@@ -94,19 +96,23 @@ class Pricing:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.algebra = Algebra()
-        volume = self.algebra.volume
-        calls = graph.calls.values()
-        self.loops = total(volume(loop) for call in calls for loop in call.macs)
-        self.biases = total(volume(bias) for call in calls if call.macs and (bias := _bias(call)))
+        self.presence = PresenceDims(graph)
+        volume, there = self.algebra.volume, self.presence.of
+        calls = [(call, there(node)) for node, call in graph.calls.items()]
+        self.loops = total(volume(loop + when) for call, when in calls for loop in call.macs)
+        self.biases = total(
+            volume(bias + when) for call, when in calls if call.macs and (bias := _bias(call))
+        )
         norms = set(_norm_tensors(graph))
+        readers = _readers(graph)
         params, scales, sizes = [], [], []
         for name, tensor in graph.capture.tensors.items():
-            count = volume(graph.tensor_dims[name])
+            count = volume(graph.tensor_dims[name] + there(*readers.get(name, ())))
             sizes.append(times(count, tensor.element_size()))
             if isinstance(tensor, torch.nn.Parameter):
                 (scales if name in norms else params).append(count)
         self.params, self.scales, self.sizes = total(params), total(scales), total(sizes)
-        self.changes = _peaks(graph, volume)
+        self.changes = peak_changes(graph, volume, self.presence)
 
     def costs(self, sizes: Mapping[Dim, Column], count: int, convention: str = "torch") -> Costs:
         """Evaluate all counts for ``count`` subnets, whose kept sizes are the columns of ``sizes``.
@@ -122,6 +128,7 @@ class Pricing:
         macs = total([self.loops, self.biases if rule.bias_macs else {}])
         params = total([self.params, self.scales if rule.norm_params else {}])
         columns = [np.empty(count, dtype=np.int64) for _ in range(4)]
+        sizes = {**sizes, **self.presence.columns(sizes)}
         for start in range(0, count, _CHUNK):
             rows = slice(start, min(start + _CHUNK, count))
             cut = {d: np.asarray(s[rows], dtype=np.int64) for d, s in sizes.items()}
@@ -136,66 +143,16 @@ def _bias(call: Call) -> tuple[Expr, ...] | None:
     return call.dims("bias")
 
 
+def _readers(graph: Graph) -> dict[str, list[fx.Node]]:
+    """The nodes that give each tensor to the calls."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            found.setdefault(str(node.target), []).append(node)
+    return found
+
+
 def _norm_tensors(graph: Graph) -> Iterator[str]:
     for node, call in graph.calls.items():
         if call.op in NORMS:
             yield from (str(s.target) for s in node.all_input_nodes if s.op == "get_attr")
-
-
-def _peaks(graph: Graph, volume: Callable[[Dims], Polynomial]) -> list[Polynomial]:
-    """How the bytes of live tensors change from one moment that may be the peak to the next.
-
-    A tensor lives from the node that makes it to the last node that reads it. Of two moments only
-    the later may be the peak where no size shrinks between them, only the earlier where none grows.
-    """
-    changes: list[Polynomial] = []
-    change: Polynomial = {}
-    for born, dead in _storages(graph):
-        change = total([change, *(times(volume(dims), width) for dims, width in born)])
-        if any(share > 0 for share in change.values()):
-            if changes and all(share > 0 for share in change.values()):
-                change = total([changes.pop(), change])
-            changes.append(change)
-            change = {}
-        change = total([change, *(times(volume(dims), -width) for dims, width in dead)])
-    return changes
-
-
-Storage = tuple[Dims, int]
-
-
-def _storages(graph: Graph) -> list[tuple[list[Storage], list[Storage]]]:
-    """For each activation node in order: the storages born there, and those last read there."""
-    root: dict[fx.Node, fx.Node] = {}
-    last: dict[fx.Node, int] = {}
-    nodes = [n for n in graph.nodes if n.op != "get_attr"]
-    for i, node in enumerate(nodes):
-        root[node] = _storage_root(node, root)
-        last[root[node]] = i
-        for source in node.all_input_nodes:
-            if source.op != "get_attr":
-                last[root[source]] = i
-    moments: list[tuple[list[Storage], list[Storage]]] = [([], []) for _ in nodes]
-    for i, node in enumerate(nodes):
-        if node.op == "output" or root[node] is not node:
-            continue
-        for storage in _tensors_of(graph, node):
-            moments[i][0].append(storage)
-            moments[last[node]][1].append(storage)
-    return moments
-
-
-def _storage_root(node: fx.Node, root: Mapping[fx.Node, fx.Node]) -> fx.Node:
-    """The node whose memory this one shares: itself, or the base of a view or in-place op."""
-    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
-        return node
-    mutates = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
-    if node.args[0] in root and (mutates or op_name(node.target) in VIEWS):
-        return root[node.args[0]]
-    return node
-
-
-def _tensors_of(graph: Graph, node: fx.Node) -> list[Storage]:
-    val, dims = node.meta["val"], graph.dims[node]
-    pairs = zip(val, dims, strict=False) if isinstance(val, list | tuple) else [(val, dims)]
-    return [(d, v.element_size()) for v, d in pairs if isinstance(v, torch.Tensor)]

@@ -21,6 +21,7 @@ from torch.fx.graph import (
     _PyTreeInfo,  # pyright: ignore[reportPrivateUsage]
 )
 
+from nestify.depth import bypassed, live_nodes
 from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.rebuild import Rebuilder
@@ -66,14 +67,21 @@ def module_tree(graph: Graph) -> nn.Module:
 
 class _Emitter:
     def __init__(self, graph: Graph, tensors: Mapping[str, torch.Tensor], keep: Keep) -> None:
-        self.source = graph
+        self.source, self.keep = graph, keep
         self.modules = Rebuilder(graph, tensors, keep)
         self.graph = fx.Graph()
         self.spelling = Spelling(graph, keep, self.graph)
         self.new: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> None:
+        bypass = bypassed(self.source, self.keep)
+        live = live_nodes(self.source, bypass) if bypass else None
         for node in self.source.nodes:
+            if live is not None and node not in live:
+                continue
+            if node in bypass:
+                self.new[node] = self.new[bypass[node]]
+                continue
             if node.op == "placeholder":
                 self.new[node] = self.graph.placeholder(node.name)
             elif node.op == "call_function":

@@ -59,11 +59,17 @@ class FixedDim:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A residual block ``exit = entry + f(entry)``: dropping it puts ``entry`` in its place."""
+    """A residual block, the sum ``exit`` of ``f(entry)`` and of what ``stays`` without ``f``.
+
+    What stays is the entry, or a projection of it. ``presence`` is a Dim of size 1 that a subnet
+    keeps none of where it drops the block.
+    """
 
     name: str
     entry: str
     exit: str
+    stays: str
+    presence: Dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,7 @@ class Graph:
         self.units: tuple[Unit, ...] = ()
         self.changes: tuple[Change, ...] = ()
         self.original: Graph | None = None
+        self.stacks: Mapping[str, tuple[Block, ...]] = {}
         self.example_batch: Dim | None = None
 
     @property
@@ -177,10 +184,16 @@ class Graph:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """Residual blocks that may be dropped, found with dominators."""
-        return tuple(Block(*names) for names in find_blocks(self.capture.graph))
+        calls = self.calls
+        found = find_blocks(self.capture.graph, lambda n: n in calls and bool(calls[n].macs))
+        return tuple(Block(b.name, b.entry.name, b.exit.name, b.stays.name, Dim(1)) for b in found)
 
-    def with_units(self, units: Sequence[Unit]) -> Graph:
+    def with_units(
+        self, units: Sequence[Unit], stacks: Mapping[str, tuple[Block, ...]] | None = None
+    ) -> Graph:
         """This graph with more units of the search space; how a pass hands on its choice.
+
+        ``stacks`` gives the blocks of the units that count layers; the last ones are dropped first.
 
         Raises:
             UsageError: a group is chosen twice.
@@ -192,6 +205,7 @@ class Graph:
             )
         chosen = copy.copy(self)
         chosen.units = (*self.units, *units)
+        chosen.stacks = {**self.stacks, **(stacks or {})}
         return chosen
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -16,16 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from nestify.calibration import reestimate_batch_norm
 from nestify.compare import relative_error
 from nestify.cost import Costs, Pricing
+from nestify.dims import Dim
 from nestify.draws import Draws
 from nestify.errors import UsageError, VerificationError
 from nestify.extract import emit, module_tree
-from nestify.groups import DimGroup, Graph
+from nestify.groups import Block, Graph
 from nestify.modes import left_as_found, modes_in_training
 from nestify.original import as_original_class
 from nestify.program import Bound, Program
@@ -141,20 +143,21 @@ class NestedModel(nn.Module):
 
     def keep(self, subnet: Mapping[str, Any]) -> Keep:
         """What ``subnet`` keeps of every Dim: its first positions, or an explicit index set."""
-        counts = {name: size for name, size in subnet.items() if isinstance(size, int)}
-        if len(counts) == len(subnet):
-            return Keep(
-                {self._groups[name].dim: size for name, size in self.space.complete(counts).items()}
-            )
-        picks = {n: p for n, p in subnet.items() if n not in counts}
-        groups = self._groups
-        for name in subnet:
-            if name not in groups:
+        if all(isinstance(kept, int) for kept in subnet.values()):
+            subnet = self.space.complete(subnet)
+        sizes: dict[Dim, int] = {}
+        picks: dict[Dim, torch.Tensor] = {}
+        for name, kept in subnet.items():
+            stack, group = self.graph.stacks.get(name), self._groups.get(name)
+            if stack is not None:
+                sizes |= _kept_blocks(name, stack, kept)
+            elif group is None:
                 self.space.validate({name: 1})
-        return Keep(
-            {groups[name].dim: _in_range(groups[name], size) for name, size in counts.items()},
-            {groups[n].dim: check_positions(n, groups[n].size, p) for n, p in picks.items()},
-        )
+            elif isinstance(kept, int):
+                sizes[group.dim] = _in_range(name, group.size, kept)
+            else:
+                picks[group.dim] = check_positions(name, group.size, kept)
+        return Keep(sizes, picks)
 
     def extract(
         self,
@@ -220,14 +223,16 @@ class NestedModel(nn.Module):
         convention: str = "torch",
     ) -> Costs:
         """Costs of many subnets as NumPy columns; ``target`` adds the measured ``latency_ms``."""
-        columns = {
-            self._groups[unit.name].dim: np.array(
-                [s.get(unit.name, unit.size) for s in subnets], dtype=np.int64
-            )
-            for unit in self.space.units
-        }
         for subnet in subnets:
             self.space.validate(subnet)
+        columns: dict[Dim, NDArray[np.int64]] = {}
+        for unit in self.space.units:
+            column = np.array([s.get(unit.name, unit.size) for s in subnets], dtype=np.int64)
+            stack = self.graph.stacks.get(unit.name)
+            if stack is None:
+                columns[self._groups[unit.name].dim] = column
+            else:
+                columns |= {b.presence: (column > i).astype(np.int64) for i, b in enumerate(stack)}
         costs = self.pricing.costs(columns, len(subnets), convention)
         if target is None:
             return costs
@@ -284,7 +289,16 @@ def _original(nested: NestedModel, slim: fx.GraphModule) -> nn.Module:
     return as_original_class(original, slim, nested.example_inputs, nested.example_kwargs)
 
 
-def _in_range(group: DimGroup, size: int) -> int:
-    if not 1 <= size <= group.size:
-        raise UsageError(f"size {size} of group {group.name!r} is out of range 1..{group.size}")
+def _kept_blocks(name: str, stack: Sequence[Block], kept: Any) -> dict[Dim, int]:
+    """The first blocks, or an explicit set of them."""
+    if isinstance(kept, int):
+        there = set(range(_in_range(name, len(stack), kept)))
+    else:
+        there = set(check_positions(name, len(stack), kept).tolist())
+    return {block.presence: int(i in there) for i, block in enumerate(stack)}
+
+
+def _in_range(name: str, full: int, size: int) -> int:
+    if not 1 <= size <= full:
+        raise UsageError(f"size {size} of group {name!r} is out of range 1..{full}")
     return size

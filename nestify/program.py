@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from nestify.depth import bypassed, live_nodes
 from nestify.groups import Graph
-from nestify.rules import VIEWS, bind_arguments, op_name
+from nestify.rules import VIEWS, bind_arguments, is_mutable, op_name
 from nestify.slicing import Keep
 from nestify.trees import find, get_tensor, submodule
 
@@ -40,10 +41,13 @@ class _Step(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """A program with the literals and slices of one subnet and batch size."""
+    """A program with the literals and slices of one subnet and batch size, and the tensors that it
+    reads.
+    """
 
     keep: Keep
     steps: list[_Step]
+    attrs: list[fx.Node]
 
 
 class Program:
@@ -92,13 +96,32 @@ class Program:
         """Fill in what a subnet keeps; steps without a size among their arguments are shared."""
         if self.graph.batch is not None:
             keep.hold(self.graph.batch, batch)
-        for node in self.attrs:
+        steps, attrs = self._undropped(bypassed(self.graph, keep))
+        for node in attrs:
             keep.plan(self.graph.tensor_dims[str(node.target)])
-        return Bound(keep, [self._respelled(step, keep) for step in self.steps])
+        return Bound(keep, [self._respelled(step, keep) for step in steps], attrs)
+
+    def _undropped(self, bypass: Mapping[fx.Node, fx.Node]) -> tuple[list[_Step], list[fx.Node]]:
+        """The steps and tensors that are left without the dropped blocks."""
+        if not bypass:
+            return self.steps, self.attrs
+        live = live_nodes(self.graph, bypass)
+        steps = [
+            self._stand_in(s, bypass[s.node]) if s.node in bypass else s
+            for s in self.steps
+            if s.node in live
+        ]
+        attrs = [node for node in self.attrs if node in live]
+        return _freeing(steps, set(_reads(self.values))), attrs
+
+    def _stand_in(self, step: _Step, stays: fx.Node) -> _Step:
+        """Hand on the operand that stays in place of a block's sum."""
+        args = (_Slot(self.slots[stays]),)
+        return step._replace(run=_hand_on, args=args, kwargs={}, in_training=None)
 
     def _respelled(self, step: _Step, keep: Keep) -> _Step:
         literals = self.graph.calls[step.node].literals
-        if not literals:
+        if not literals or step.run is _hand_on:
             return step
         bound = bind_arguments(step.node)
         spelled = {
@@ -119,11 +142,12 @@ class Program:
         env: list[Any] = [None] * len(self.slots)
         for node, value in zip(self.inputs, flat, strict=True):
             env[self.slots[node]] = value
-        for node in self.attrs:
+        for node in bound.attrs:
             name = str(node.target)
             full = get_tensor(root, name)
             env[self.slots[node]] = bound.keep.slice(full, self.graph.tensor_dims[name])
-        written = [(node, env[self.slots[node]]) for node in self.written]
+        values = ((node, env[self.slots[node]]) for node in self.written)
+        written = [(node, value) for node, value in values if value is not None]
         for step in bound.steps:
             args, kwargs = step.args, step.kwargs
             if step.in_training is not None and _trains(root, step.path):
@@ -179,6 +203,26 @@ def _last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
     return frees
 
 
+def _freeing(steps: Sequence[_Step], outputs: set[int]) -> list[_Step]:
+    """The steps, each freeing what no later one of them reads."""
+    last = {slot: i for i, step in enumerate(steps) for slot in _reads((step.args, step.kwargs))}
+    frees: dict[int, list[int]] = {}
+    for slot, i in last.items():
+        if slot not in outputs:
+            frees.setdefault(i, []).append(slot)
+    return [step._replace(frees=tuple(frees.get(i, ()))) for i, step in enumerate(steps)]
+
+
+def _reads(value: Any) -> Iterator[int]:
+    if value.__class__ is _Slot:
+        yield value.at
+    elif isinstance(value, Mapping):
+        yield from _reads(tuple(cast(Mapping[str, Any], value).values()))
+    elif isinstance(value, list | tuple):
+        for item in cast(Sequence[Any], value):
+            yield from _reads(item)
+
+
 def _written(graph: Graph) -> list[fx.Node]:
     """The buffers and constants that some call writes into, in place or as running statistics."""
     base: dict[fx.Node, fx.Node] = {n: n for n in graph.nodes if n.op == "get_attr"}
@@ -189,8 +233,7 @@ def _written(graph: Graph) -> list[fx.Node]:
         bound = bind_arguments(node)
         targets = [bound.get(name) for name in _STATISTICS.get(op_name(node.target), ())]
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        schema = getattr(node.target, "_schema", None)
-        if source in base and (schema is not None and schema.is_mutable):
+        if source in base and is_mutable(node):
             targets.append(source)
         if source in base and (op_name(node.target) in VIEWS or source in targets):
             base[node] = base[source]
@@ -223,6 +266,10 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 def _stochastic(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
     return find(root, args[1])(args[0])
+
+
+def _hand_on(root: nn.Module, step: _Step, args: list[Any]) -> Any:
+    return args[0]
 
 
 def _view(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:

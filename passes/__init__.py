@@ -35,6 +35,7 @@ class Pass(Protocol):
 PASSES: Mapping[str, str] = {
     "fn3-channel": "nestify.passes.fn3_channel:Fn3Channel",
     "fn3-head": "nestify.passes.fn3_head:Fn3Head",
+    "fn3-layer": "nestify.passes.fn3_layer:Fn3Layer",
     "fn3-neuron": "nestify.passes.fn3_neuron:Fn3Neuron",
     "fn3-path": "nestify.passes.fn3_path:Fn3Path",
     "column-N": "nestify.passes.column:Column",

@@ -24,8 +24,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "rules": ("rules",),
     "capture": ("modes", "inputs", "tracing", "lowering", "training_trace", "capture"),
     "groups": ("blocks", "groups"),
-    "slicing": ("slicing", "polynomials", "rewriting"),
-    "cost": ("modules", "cost"),
+    "slicing": ("slicing", "polynomials", "depth", "rewriting"),
+    "cost": ("modules", "peaks", "cost"),
     "targets": ("targets",),
     "networks": (
         "calibration",

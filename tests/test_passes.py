@@ -75,6 +75,7 @@ def nested(name: str, recipe: str) -> nestify.NestedModel:
         ("attention", "fn3-head"),
         ("attention", "fn3-neuron"),
         ("attention", "fn3-neuron{where=all}+fn3-head"),
+        ("attention", "fn3-layer"),
     ],
 )
 def test_units_and_halved_graph(model: str, recipe: str, golden: Golden) -> None:

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nestify.rules.calls import Call, Dims, Literal, bind_arguments, op_name, shape_of
+from nestify.rules.calls import (
+    Call,
+    Dims,
+    Literal,
+    bind_arguments,
+    is_mutable,
+    op_name,
+    shape_of,
+)
 from nestify.rules.indexing import INDEXING
 from nestify.rules.lines import LINES
 from nestify.rules.math import MATH
@@ -28,6 +36,7 @@ __all__ = [
     "Dims",
     "Literal",
     "bind_arguments",
+    "is_mutable",
     "op_name",
     "shape_of",
 ]

@@ -57,6 +57,11 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(n) for n in node.meta["val"].shape)
 
 
+def is_mutable(node: fx.Node) -> bool:
+    """Whether the call writes into one of its operands."""
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
 class Call:
     """What a rule reads (``args``, :meth:`dims`, ``out_shape``) and what it writes.
 

@@ -15,7 +15,7 @@ from nestify.dims import dims_of
 from nestify.groups import Graph
 from tests.laws.oracle import flat_inputs, silenced
 
-EVERYTHING = "fn3-channel{where=all}+fn3-neuron{where=all}+fn3-head+fn3-path"
+EVERYTHING = "fn3-channel{where=all}+fn3-neuron{where=all}+fn3-head+fn3-path+fn3-layer"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 Inputs = tuple[Any, ...]
@@ -30,7 +30,7 @@ def check_laws(
     """
     model.eval()
     graph = nestify.trace(model, inputs)
-    if not graph.groups:
+    if not graph.groups and not graph.blocks:
         return 0
     nested = nestify.transform(model, EVERYTHING, inputs).eval()
     # Gradients on: without them nn.MultiheadAttention takes a fused path that rounds otherwise.
@@ -71,17 +71,16 @@ def _check_subnet(
 
 
 def _check_silenced(nested: Any, draw: random.Random, tolerance: float) -> None:
-    """Arbitrary kept positions in every group that no statistic spans."""
+    """Arbitrary kept positions in every group that no statistic spans, and arbitrary blocks."""
     graph: Graph = nested.graph
     spanned = {
         d for call in graph.calls.values() for expr in call.normalised for d in dims_of(expr)
     }
+    sizes = {group.name: group.size for group in graph.groups if group.dim not in spanned}
+    sizes |= {name: len(blocks) for name, blocks in graph.stacks.items()}
     picks = {
-        group.name: torch.tensor(
-            sorted(draw.sample(range(group.size), draw.randint(1, group.size)))
-        )
-        for group in graph.groups
-        if group.dim not in spanned
+        name: torch.tensor(sorted(draw.sample(range(size), draw.randint(1, size))))
+        for name, size in sizes.items()
     }
     slim = nested.extract(picks, verify=False)
     reference = silenced(

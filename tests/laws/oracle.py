@@ -20,9 +20,15 @@ from nestify.slicing import Keep
 def silenced(
     graph: Graph, tensors: Mapping[str, torch.Tensor], keep: Keep, flat: list[Any]
 ) -> list[Any]:
-    """Run the captured graph whole, zeroing removed positions wherever an op sums over them."""
+    """Run the captured graph whole, zeroing removed positions wherever an op sums over them.
+
+    A dropped block adds nothing to what stays without it.
+    """
     env: dict[fx.Node, Any] = {}
     inputs = iter(flat)
+
+    blocks = [block for stack in graph.stacks.values() for block in stack]
+    dropped = {b.exit: b.stays for b in blocks if keep.size(b.presence) == 0}
 
     def look(node: fx.Node) -> Any:
         return env[node]
@@ -32,6 +38,8 @@ def silenced(
             env[node] = next(inputs)
         elif node.op == "get_attr":
             env[node] = tensors[str(node.target)]
+        elif node.name in dropped:
+            env[node] = next(env[source] for source in env if source.name == dropped[node.name])
         elif node.op == "output":
             return list(fx.map_arg(node.args[0], look))
         else:
