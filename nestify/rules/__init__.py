@@ -19,10 +19,14 @@ from nestify.rules.calls import (
     shape_of,
 )
 from nestify.rules.indexing import INDEXING
+from nestify.rules.linalg import LINALG
 from nestify.rules.lines import LINES
+from nestify.rules.losses import LOSSES
 from nestify.rules.math import MATH
 from nestify.rules.recurrent import RECURRENT
 from nestify.rules.shapes import SHAPES
+from nestify.rules.spectra import SPECTRA
+from nestify.rules.writes import WRITES
 
 __all__ = [
     "CONVOLUTIONS",
@@ -52,7 +56,8 @@ VIEWS = frozenset(
     "view _unsafe_view reshape view_as reshape_as flatten ravel unflatten permute transpose "
     "swapaxes swapdims t numpy_T mT adjoint matrix_H movedim moveaxis squeeze unsqueeze expand "
     "expand_as broadcast_to slice narrow select diagonal unbind split_with_sizes getitem detach "
-    "alias unfold".split()
+    "alias unfold real imag view_as_real view_as_complex atleast_1d atleast_2d atleast_3d "
+    "broadcast_tensors".split()
 )
 
 # Ops that give their operand's values as they are, perhaps in other memory.
@@ -72,7 +77,11 @@ POOLS = frozenset(
 RULES: dict[str, Callable[[Call], Any]] = {
     **LINES,
     **MATH,
+    **LINALG,
+    **SPECTRA,
+    **LOSSES,
     **RECURRENT,
     **SHAPES,
     **INDEXING,
+    **WRITES,
 }

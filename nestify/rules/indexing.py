@@ -36,6 +36,10 @@ def _expand_as(call: Call) -> None:
     call.out = tuple(call.broadcast([call.need("self"), call.need("other")]))
 
 
+def _broadcast_tensors(call: Call) -> None:
+    call.give(tuple(call.broadcast([call.dims_of(node) for node in call.tensors()])))
+
+
 def _repeat(call: Call) -> None:
     dims, name = call.need("self"), "dims" if call.op == "tile" else "repeats"
     times = call.args[name]
@@ -79,6 +83,13 @@ def _constants(call: Call) -> None:
     else:
         call.out = tuple(tuple(Const(int(n)) for n in shape) for shape in shapes)
 
+
+_FILLED = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
+_COUNTED = """
+arange bartlett_window blackman_window cartesian_prod eye fft_fftfreq fft_rfftfreq
+hamming_window hann_window histc kaiser_window linspace logspace meshgrid randperm scalar_tensor
+tril_indices triu_indices
+"""
 
 # --- indexing and padding -------------------------------------------------------------------------
 
@@ -187,16 +198,32 @@ def _pixel_unshuffle(call: Call) -> None:
     call.out = (*lead, product([resolve(c), Const(r * r)]), Const(h.size // r), Const(w.size // r))
 
 
+def _affine_grid(call: Call) -> None:
+    """A map of places for each matrix; of ``size`` it reads the batch and the places only."""
+    n, rows, columns = call.need("theta")
+    for expr in (rows, columns):
+        call.fix(expr, "is the matrix of an affine map")
+    _, *places, axes = call.out_shape
+    call.out = (n, *(Const(k) for k in places), Const(axes))
+    call.literals["size"] = (n, None, *[None] * len(places))
+
+
+def _multinomial(call: Call) -> None:
+    dims = call.need("self")
+    call.fix(dims[-1], "multinomial draws from the positions of this dim")
+    call.out = (*dims[:-1], Const(call.out_shape[-1]))
+
+
 INDEXING: dict[str, Callable[[Call], Any]] = {
     "expand": _expand,
     "expand_as": _expand_as,
     "broadcast_to": _expand,
+    "broadcast_tensors": _broadcast_tensors,
     **dict.fromkeys(("repeat", "tile"), _repeat),
     "repeat_interleave": _repeat_interleave,
-    **{name: _create("size") for name in ("zeros", "ones", "full", "empty", "rand", "randn")},
+    **{name: _create("size") for name in _FILLED},
     **{name: _create("size") for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
-    **dict.fromkeys(("arange", "linspace", "eye", "tril_indices", "triu_indices"), _constants),
-    **dict.fromkeys(("scalar_tensor", "meshgrid", "histc"), _constants),
+    **dict.fromkeys(_COUNTED.split(), _constants),
     "index": _index,
     "index_put": _index_put,
     "index_select": _index_select,
@@ -208,4 +235,6 @@ INDEXING: dict[str, Callable[[Call], Any]] = {
     "im2col": _im2col,
     "col2im": _col2im,
     "pixel_unshuffle": _pixel_unshuffle,
+    "affine_grid_generator": _affine_grid,
+    "multinomial": _multinomial,
 }

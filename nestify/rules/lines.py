@@ -86,6 +86,13 @@ LINES: dict[str, Line] = {
         for rank in (1, 2, 3)
     },
     **{f"max_pool{rank}d_with_indices": _window(rank, _pool_args) for rank in (2, 3)},
+    **{
+        f"max_unpool{rank}d": Line(
+            f"*b {places}, *b {places} -> *b {places.upper()}", ("self", "indices")
+        )
+        for rank, places in ((2, "h w"), (3, "h w d"))
+    },
+    **{f"_upsample_{kind}2d_aa": _window(2, _upsample_args) for kind in ("bilinear", "bicubic")},
     **{f"_upsample_nearest_exact{rank}d": _window(rank, _upsample_args) for rank in (1, 2, 3)},
     **{f"upsample_{kind}1d": _window(1, _upsample_args) for kind in ("nearest", "linear")},
     **{

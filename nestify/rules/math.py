@@ -5,24 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import fx
+
 from nestify.dims import Const, Expr, new_dim, product, resolve, tag
 from nestify.rules.calls import Call, Dims
 
 # One name a word; an in-place op (relu_) follows the rule of its plain form.
 _POINTWISE = """
-__and__ __iand__ __ior__ __ixor__ __or__ __xor__ _to_copy abs absolute acos acosh add addcdiv
-addcmul alias alpha_dropout arccos arccosh arcsin arcsinh arctan arctan2 arctanh asin asinh atan
-atan2 atanh bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max
-clamp_min clip clone contiguous copy copysign cos cosh deg2rad detach digamma div divide dropout
-elu empty_like eq erf erfc erfinv exp exp2 expm1 feature_alpha_dropout feature_dropout fill fix
-float_power floor floor_divide fmax fmin fmod frac full_like ge gelu greater greater_equal gt
-hardshrink hardsigmoid hardswish hardtanh heaviside hypot isfinite isinf isnan le leaky_relu lerp
-less less_equal lgamma lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp logaddexp2
-logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul
-multiply nan_to_num ne neg negative nestify::stochastic nextafter not_equal ones_like positive pow
-rad2deg rand_like randn_like reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sgn
-sigmoid sign signbit silu sin sinc sinh softplus softshrink special_erf special_expit sqrt square
-sub subtract tan tanh threshold true_divide trunc where xlogy zero zeros_like
+__and__ __iand__ __ior__ __ixor__ __lshift__ __or__ __rshift__ __xor__ _conj _neg_view _to_copy abs
+absolute acos acosh add addcdiv addcmul alias alpha_dropout angle arccos arccosh arcsin arcsinh
+arctan arctan2 arctanh asin asinh atan atan2 atanh bernoulli binomial bitwise_and bitwise_left_shift
+bitwise_not bitwise_or bitwise_right_shift bitwise_xor cauchy ceil celu clamp clamp_max clamp_min
+clip clone complex conj_physical contiguous copy copysign cos cosh deg2rad detach digamma div divide
+dropout elu empty_like eq erf erfc erfinv exp exp2 expm1 exponential feature_alpha_dropout
+feature_dropout fill fix float_power floor floor_divide fmax fmin fmod frac full_like gcd ge gelu
+geometric greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot i0
+igamma igammac imag isclose isfinite isinf isnan isneginf isposinf isreal lcm ldexp le leaky_relu
+lerp less less_equal lgamma lift_fresh_copy log log10 log1p log2 log_normal log_sigmoid logaddexp
+logaddexp2 logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish
+mul multiply mvlgamma nan_to_num ne neg negative nestify::stochastic nextafter normal not_equal
+ones_like poisson polar polygamma positive pow rad2deg rand_like randint_like randn_like random real
+reciprocal relu relu6 remainder resolve_conj resolve_neg round rrelu rsqrt rsub selu sgn sigmoid
+sign signbit silu sin sinc sinh softplus softshrink special_digamma special_entr special_erf
+special_erfc special_erfcx special_erfinv special_exp2 special_expit special_expm1 special_gammaln
+special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr special_logit
+special_ndtr special_ndtri special_psi special_round special_sinc special_xlog1py special_xlogy
+special_zeta sqrt square sub subtract tan tanh threshold true_divide trunc uniform where xlogy zero
+zeros_like
+"""
+
+_PICKS = """
+all amax amin aminmax any argmax argmin kthvalue logsumexp max median min mode nanmedian nanquantile
+prod quantile
+"""
+_ALONG = """
+_log_softmax _safe_softmax _softmax argsort cummax cummin cumprod cumsum log_softmax logcumsumexp
+msort softmax sort
 """
 
 
@@ -53,15 +71,6 @@ def _kept(call: Call, dims: Dims, at: Sequence[int]) -> Dims:
 
 def _operand(call: Call) -> str:
     return "self" if "self" in call.args else next(iter(call.args))
-
-
-def _norm(call: Call) -> None:
-    """A vector norm sums powers, of which only the negative ones notice zeros."""
-    order = call.args.get("ord", call.args.get("p"))
-    if order is not None and order < 0:
-        _pick(call)
-    else:
-        _sum(call)
 
 
 def _sum(call: Call) -> None:
@@ -96,7 +105,8 @@ def _pick(call: Call) -> None:
 def _along(call: Call) -> None:
     """Same shape out, positions mixed along one dim."""
     dims = call.need(_operand(call))
-    call.fix(dims[call.axis("dim", len(dims))], f"{call.op} relates the positions of this dim")
+    at = call.axis("dim", len(dims)) if "dim" in call.args else 0  # msort: the first
+    call.fix(dims[at], f"{call.op} relates the positions of this dim")
     call.give(dims)
 
 
@@ -194,23 +204,37 @@ def _tag_heads(batch: Sequence[Expr]) -> None:
 
 
 def _einsum(call: Call) -> None:
-    equation: str = call.args["equation"].replace(" ", "")
-    if "." in equation:
-        raise ValueError("einsum is understood without an ellipsis")
-    inputs, arrow, output = equation.partition("->")
-    if not arrow:
-        output = "".join(sorted(c for c in inputs if c.isalpha() and inputs.count(c) == 1))
+    nodes: Sequence[fx.Node] = call.args["tensors"]
+    shapes = [call.dims_of(node) for node in nodes]
+    inputs, output = _equation(call.args["equation"], [len(shape) for shape in shapes])
     bound: dict[str, Expr] = {}
-    for letters, node in zip(inputs.split(","), call.args["tensors"], strict=True):
-        for d, (letter, expr) in enumerate(zip(letters, call.dims_of(node), strict=True)):
-            if letters.count(letter) > 1:
-                call.fix(expr, "takes a diagonal of this dim")
-            call.unify(bound.setdefault(letter, expr), expr)
-            if letter not in output:
-                call.contracted.append((node, d))
+    for letters, dims in zip(inputs, shapes, strict=True):
+        for letter, expr in zip(letters, dims, strict=True):
+            known = bound.setdefault(letter, expr)
+            if known.size == 1:  # a dim of size 1 is stretched
+                bound[letter] = expr
+            elif expr.size != 1:
+                call.unify(known, expr)
+    for letters, node in zip(inputs, nodes, strict=True):
+        call.contracted += [(node, d) for d, x in enumerate(letters) if x not in output]
     call.out = tuple(bound[letter] for letter in output)
-    if len(call.args["tensors"]) > 1:
+    if len(nodes) > 1:
         call.macs.append(tuple(bound.values()))
+
+
+def _equation(text: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """Letters of each operand and of the output; those of an ellipsis are digits from the right."""
+    inputs, arrow, output = text.replace(" ", "").partition("->")
+    operands = inputs.split(",")
+    wide = [rank - len(x) + 3 if "..." in x else 0 for x, rank in zip(operands, ranks, strict=True)]
+    digits = "".join(chr(ord("0") + i) for i in reversed(range(max(wide))))
+    spelled = [
+        x.replace("...", digits[len(digits) - n :]) for x, n in zip(operands, wide, strict=True)
+    ]
+    if not arrow:
+        letters = inputs.replace(".", "").replace(",", "")
+        output = "..." + "".join(sorted(x for x in letters if letters.count(x) == 1))
+    return spelled, output.replace("...", digits)
 
 
 def _attention(call: Call) -> None:
@@ -274,15 +298,10 @@ def _prelu(call: Call) -> None:
 MATH: dict[str, Callable[[Call], Any]] = {
     **dict.fromkeys(_POINTWISE.split(), _pointwise),
     **dict.fromkeys(("to", "type_as"), _same),
-    "sum": _sum,
-    **dict.fromkeys(("linalg_vector_norm", "norm"), _norm),
-    "mean": _mean,
-    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _mean),
-    **dict.fromkeys("amax amin max min argmax argmin prod any all median logsumexp".split(), _pick),
-    **dict.fromkeys(
-        "softmax _softmax log_softmax cumsum cumprod logcumsumexp sort argsort".split(),
-        _along,
-    ),
+    **dict.fromkeys(("sum", "nansum", "count_nonzero"), _sum),
+    **dict.fromkeys(("mean", "nanmean", "var", "std", "var_mean", "std_mean"), _mean),
+    **dict.fromkeys(_PICKS.split(), _pick),
+    **dict.fromkeys(_ALONG.split(), _along),
     "topk": _topk,
     **dict.fromkeys(("tril", "triu"), _triangle),
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul),

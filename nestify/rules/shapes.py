@@ -125,6 +125,15 @@ def _unsqueeze(call: Call) -> None:
     call.out = (*dims[:at], Const(1), *dims[at:])
 
 
+def _at_least(call: Call) -> None:
+    """``atleast_2d`` puts dims of size 1 in front, ``atleast_3d`` a last one after them."""
+    dims = call.need("self")
+    missing = len(call.out_shape) - len(dims)
+    after = 1 if call.op == "atleast_3d" and missing and dims else 0
+    ones = [Const(1)] * (missing - after)
+    call.out = (*ones, *dims, *[Const(1)] * after)
+
+
 # --- joins and cuts -------------------------------------------------------------------------------
 
 
@@ -236,11 +245,16 @@ def _narrow(call: Call) -> None:
 
 
 def _diagonal(call: Call) -> None:
+    """The main diagonal of a square: rows and columns are one dim; any other counts positions."""
     dims = call.need("self")
-    at = {call.axis(name, len(dims)) for name in ("dim1", "dim2")}
-    for d in at:
+    i, j = (call.axis(name, len(dims)) for name in ("dim1", "dim2"))
+    kept = [expr for d, expr in enumerate(dims) if d not in (i, j)]
+    if dims[i].size == dims[j].size and not call.args["offset"]:
+        call.unify(dims[i], dims[j])
+        call.out = (*kept, dims[i])
+        return
+    for d in (i, j):
         call.fix(dims[d], "takes a diagonal of this dim")
-    kept = [expr for d, expr in enumerate(dims) if d not in at]
     call.out = (*kept, Const(call.out_shape[-1]))
 
 
@@ -291,9 +305,10 @@ SHAPES: dict[str, Callable[[Call], Any]] = {
     **dict.fromkeys(("movedim", "moveaxis"), _movedim),
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
+    **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d"), _at_least),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "hstack": _stack_along(1),
-    "vstack": _stack_along(0),
+    **dict.fromkeys(("vstack", "row_stack"), _stack_along(0)),
     "stack": _stack,
     "split_with_sizes": _split_with_sizes,
     "unbind": _unbind,

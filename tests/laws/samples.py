@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+from tests.laws.samples_linalg import LINALG
 from tests.laws.samples_math import MATH
 from tests.laws.samples_shapes import SHAPES
+from tests.laws.samples_writes import WRITES
 
-SAMPLES = {**MATH, **SHAPES}
+_HOMES = (MATH, LINALG, SHAPES, WRITES)
+SAMPLES = {name: sample for home in _HOMES for name, sample in home.items()}
 
-assert len(SAMPLES) == len(MATH) + len(SHAPES), "a sample has two homes"
+assert len(SAMPLES) == sum(map(len, _HOMES)), "a sample has two homes"

@@ -18,23 +18,27 @@ aten = torch.ops.aten
 _UNARY = """
 _to_copy abs absolute acos acosh alias arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan
 atanh bernoulli ceil celu clone contiguous cos cosh deg2rad detach digamma elu empty_like erf erfc
-erfinv exp exp2 expm1 fix floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf
-isnan leaky_relu lgamma log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num neg
-negative ones_like positive rad2deg rand_like randn_like reciprocal relu relu6 round rrelu rsqrt
-selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink special_erf special_expit sqrt
-square tan tanh trunc zero zeros_like
+erfinv exp exp2 expm1 fix floor frac gelu hardshrink hardsigmoid hardswish hardtanh i0 isfinite
+isinf isnan isneginf isposinf isreal leaky_relu lgamma log log10 log1p log2 log_sigmoid logical_not
+logit mish nan_to_num neg negative ones_like positive rad2deg rand_like randn_like reciprocal relu
+relu6 round rrelu rsqrt selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink
+special_erf special_expit sqrt square tan tanh trunc zero zeros_like
 """
 _BINARY = """
 add arctan2 atan2 clamp clamp_max clamp_min clip copy copysign div divide eq float_power
-floor_divide fmax fmin fmod ge greater greater_equal gt heaviside hypot le less less_equal logaddexp
-logaddexp2 logical_and logical_or logical_xor lt max maximum min minimum mul multiply ne nextafter
-not_equal pow remainder rsub sub subtract true_divide xlogy
+floor_divide fmax fmin fmod ge greater greater_equal gt heaviside hypot igamma igammac isclose ldexp
+le less less_equal logaddexp logaddexp2 logical_and logical_or logical_xor lt max maximum min
+minimum mul multiply ne nextafter not_equal pow remainder rsub sub subtract true_divide xlogy
+"""
+_SPECIAL = """
+digamma entr erfc erfcx erfinv exp2 expm1 gammaln i0 i0e i1 i1e log1p log_ndtr logit ndtr ndtri psi
+round sinc
 """
 _INTS = "__and__ __or__ __xor__ bitwise_and bitwise_or bitwise_xor"
 _RANDOM = ("empty_like", "rand_like", "randn_like", "bernoulli")
 
 
-def _packet(name: str) -> Any:
+def packet(name: str) -> Any:
     """The op, called with its operands; the samples below need no lambda of their own."""
 
     def call(*operands: torch.Tensor) -> Any:
@@ -44,16 +48,44 @@ def _packet(name: str) -> Any:
 
 
 for _name in _UNARY.split():
-    add(_name, _packet(_name), "3* 4*", values=_name not in _RANDOM)
+    add(_name, packet(_name), "3* 4*", values=_name not in _RANDOM)
+for _name in _SPECIAL.split():
+    add(f"special_{_name}", packet(f"special_{_name}"), "3* 4*")
 for _name in _BINARY.split():
-    add(_name, _packet(_name), "2* 3* 4*, 3* 1" if _name == "copy" else "3* 1, 2* 3* 4*")
+    add(_name, packet(_name), "2* 3* 4*, 3* 1" if _name == "copy" else "3* 1, 2* 3* 4*")
 for _name in _INTS.split():
-    add(_name, _packet(_name), "i4: 3* 4*, i4: 4*")
+    add(_name, packet(_name), "i4: 3* 4*, i4: 4*")
 for _name in ("__iand__", "__ior__", "__ixor__"):
     add(_name, lambda x, y, n=_name: getattr(x.clone(), n)(y), "i4: 3* 4*, i4: 4*")
 for _name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
     add(_name, lambda x, n=_name: getattr(aten, n)(x, 0.5, False), "3* 4*")
 
+for _name in (
+    "gcd",
+    "lcm",
+    "bitwise_left_shift",
+    "bitwise_right_shift",
+    "__lshift__",
+    "__rshift__",
+):
+    add(_name, packet(_name), "i4: 3* 4*, i4: 4*")
+for _name in ("xlog1py", "xlogy", "zeta"):
+    add(f"special_{_name}", packet(f"special_{_name}"), "3* 4*, 4*")
+for _name in ("uniform", "exponential", "geometric", "cauchy", "log_normal", "random"):
+    _args = (0.5,) if _name == "geometric" else ()
+    add(
+        _name,
+        lambda x, n=_name, a=_args: getattr(x.clone(), f"{n}_")(*a),
+        "3* 4*",
+        values=False,
+    )
+add("binomial", lambda n, p: torch.binomial(n, p), "3* 4*, 4*", values=False)
+add("normal", lambda m, s: aten.normal(m, s), "3* 4*, 3* 4*", values=False)
+add("normal:inplace", lambda x: x.clone().normal_(), "3* 4*", values=False)
+add("poisson", torch.poisson, "3* 4*", values=False)
+add("polygamma", lambda x: torch.polygamma(1, x), "3* 4*")
+add("mvlgamma", lambda x: torch.mvlgamma(x + 1, 2), "3* 4*")
+add("randint_like", lambda x: torch.randint_like(x, 5), "3* 4*", values=False)
 add("bitwise_not", torch.bitwise_not, "i4: 3* 4*")
 add("add:alpha", lambda x, y: torch.add(x, y, alpha=2), "B 4, 4")
 add("add:inplace", lambda x, y: x.clone().add_(y), "3* 4*, 4*")
@@ -86,11 +118,11 @@ add("prelu:one", F.prelu, "2* 3* 4*, 1")
 
 # --- reductions -----------------------------------------------------------------------------------
 
-for _name in ("sum", "mean", "var", "std", "amax", "amin", "prod", "any", "all", "norm"):
+for _name in ("sum", "mean", "var", "std", "amax", "amin", "prod", "any", "all"):
     _fixed = _name in ("amax", "amin", "prod", "any", "all")
-    add(_name, _packet(_name), "3 4" if _fixed else "3* 4*")
+    add(_name, packet(_name), "3 4" if _fixed else "3* 4*")
 for _name in ("argmax", "argmin", "median", "max", "min"):
-    add(f"{_name}:all", _packet(_name), "3 4")
+    add(f"{_name}:all", packet(_name), "3 4")
     add(f"{_name}:dim", lambda x, n=_name: getattr(torch, n)(x, dim=-1), "3* 4")
 add("argmax", lambda x: x.argmax(0, keepdim=True), "3 4*")
 add("argmin", lambda x: x.argmin(0), "3 4*")
@@ -107,14 +139,26 @@ add("var:dim", lambda x: x.var(1, unbiased=False), "3* 4*")
 add("std:dim", lambda x: x.std(1, keepdim=True), "3* 4*")
 add("var_mean", lambda x: torch.var_mean(x, 1, keepdim=True), "3* 4*")
 add("std_mean", lambda x: torch.std_mean(x, 0), "3* 4*")
-add("norm:dim", lambda x: aten.norm(x, 2, [1]), "3* 4*")
-add("linalg_vector_norm", lambda x: torch.linalg.vector_norm(x, 2, -1, keepdim=True), "3* 4*")
-add("linalg_vector_norm:inf", lambda x: torch.linalg.vector_norm(x, float("inf")), "3* 4*")
-add("linalg_vector_norm:low", lambda x: torch.linalg.vector_norm(x, -2, 1), "3* 4")
+for _name in ("nansum", "nanmean", "count_nonzero"):
+    add(_name, packet(_name), "3* 4*")
+add("count_nonzero:dim", lambda x: aten.count_nonzero(x, [1]), "3* 4*")
+for _name in ("nanmedian", "aminmax"):
+    add(_name, packet(_name), "3 4")
+for _name in ("kthvalue", "quantile", "nanquantile"):
+    add(_name, lambda x, n=_name: getattr(torch, n)(x, 1, dim=1, keepdim=True), "3* 4")
+add("quantile:all", lambda x: x.quantile(0.5), "3 4")
+add("mode", lambda x: x.mode(0), "3 4*")
+add("aminmax:dim", lambda x: x.aminmax(dim=1), "3* 4")
+add("multinomial", lambda x: x.multinomial(2), "3* 4", values=False)
 add("logsumexp", lambda x: x.logsumexp(-1), "3* 4")
 for _name in ("softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp", "argsort", "sort"):
     add(_name, lambda x, n=_name: getattr(torch, n)(x, dim=1), "3* 4 2*")
-add("_softmax", lambda x: aten._softmax(x, -1, False), "3* 4")
+for _name in ("cummax", "cummin"):
+    add(_name, lambda x, n=_name: getattr(torch, n)(x, 0), "3 4*")
+for _name in ("_softmax", "_log_softmax"):
+    add(_name, lambda x, n=_name: getattr(aten, n)(x, -1, False), "3* 4")
+add("_safe_softmax", lambda x: aten._safe_softmax(x, -1), "3* 4")
+add("msort", torch.msort, "3 4*")
 add("topk", lambda x: x.topk(2, dim=0), "3 4*")
 add("tril", lambda x: x.tril(1), "2* 3 4")
 add("triu", torch.triu, "2* 3 4")
@@ -148,7 +192,12 @@ add(
 )
 add("einsum:sum", lambda x: torch.einsum("abc -> ca", x), "2* 3* 4*")
 add("einsum:implicit", lambda x, y: torch.einsum("ij,jk", x, y), "2* 3*, 3* 4*", macs=24)
-add("einsum:diagonal", lambda x: torch.einsum("iij->ij", x), "3 3 4*")
+add("einsum:diagonal", lambda x: torch.einsum("iij->ij", x), "3* 3* 4*")
+add("einsum:trace", lambda x: torch.einsum("ii", x), "3* 3*")
+add("einsum:dots", lambda x, y: torch.einsum("...i,ij->...j", x, y), "2* 3* 4*, 4* 5*", macs=120)
+add("einsum:ranks", lambda x, y: torch.einsum("...i,...i", x, y), "2* 3* 4*, 3* 4*", macs=24)
+add("einsum:reduced", lambda x: torch.einsum("...i->i", x), "2* 3* 4*")
+add("einsum:stretched", lambda x, y: torch.einsum("bi,bi->b", x, y), "1 4*, 3* 1", macs=12)
 add("inner", torch.inner, "2* 3* 4*, 5* 4*", macs=120)
 add("cosine_similarity", lambda x, y: F.cosine_similarity(x, y, 1), "2* 3* 4*, 3* 4*")
 add("cosine_similarity:part", lambda x, y: F.cosine_similarity(x, y, 0), "2 3* 4*, 3* 4*")
@@ -271,6 +320,15 @@ for _rank, _x in ((1, "4"), (2, "4 6"), (3, "4 6 2")):
     add(_name, lambda x: F.interpolate(x, scale_factor=2), f"2* 3* {_x}")
     _name = f"_upsample_nearest_exact{_rank}d"
     add(_name, lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), f"2* 3* {_x}")
+for _name in ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
+    add(
+        _name,
+        lambda x, m=_name[10:-5]: F.interpolate(x, scale_factor=0.5, mode=m, antialias=True),
+        "2* 3* 4 4",
+    )
+add("adaptive_avg_pool2d:area", lambda x: F.interpolate(x, size=(2, 3), mode="area"), "2* 3* 4 6")
+add("max_unpool2d", lambda x, i: F.max_unpool2d(x, i, 2), "2* 3* 2 2, i16: 2* 3* 2 2")
+add("max_unpool3d", lambda x, i: F.max_unpool3d(x, i, 2), "2* 3* 2 2 1, i32: 2* 3* 2 2 1")
 for _rank in (2, 3):
     _name = f"max_pool{_rank}d_with_indices"
     add(_name, lambda x, n=_name: getattr(F, n)(x, 2), "2* 3*" + " 4" * _rank)
@@ -287,6 +345,16 @@ add(
     "grid_sampler:3d",
     lambda x, g: F.grid_sample(x, g, align_corners=False),
     "2* 3* 4 4 4, 2* 5* 6* 2* 3",
+)
+add(
+    "affine_grid_generator",
+    lambda t: F.affine_grid(t, [2, 3, 4, 5], align_corners=False),
+    "2* 2 3",
+)
+add(
+    "affine_grid_generator:batch",
+    lambda t: F.affine_grid(t, [t.shape[0], 1, 4, 5, 2], align_corners=True),
+    "B 3 4",
 )
 add("pixel_shuffle", lambda x: F.pixel_shuffle(x, 2), "2* 12* 3 3")
 add("pixel_unshuffle", lambda x: F.pixel_unshuffle(x, 2), "2* 3* 4 6")

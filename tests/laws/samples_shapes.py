@@ -66,6 +66,11 @@ add("concatenate", lambda x, y: torch.concatenate([x, y]), "3* 2*, 4* 2*")
 add("hstack", lambda x, y: torch.hstack([x, y]), "2* 3*, 2* 4*")
 add("hstack:vectors", lambda x, y: torch.hstack([x, y]), "3*, 4*")
 add("vstack", lambda x, y: torch.vstack([x, y]), "3* 2*, 4* 2*")
+add("row_stack", lambda x, y: aten.row_stack([x, y]), "3* 2*, 4* 2*")
+add("atleast_1d", lambda x: torch.atleast_1d(x), "3*")
+add("atleast_2d", lambda x: torch.atleast_2d(x), "3*")
+add("atleast_3d", lambda x: torch.atleast_3d(x), "3* 4*")
+add("atleast_3d:vector", lambda x: torch.atleast_3d(x), "3*")
 add("vstack:vectors", lambda x, y: torch.vstack([x, y]), "2*, 3* 2*")
 add("stack", lambda x, y: torch.stack([x, y], 1), "2* 3*, 2* 3*")
 add("split_with_sizes", lambda x: x.split([1, 2, 3], 1), "2* 6*")
@@ -94,6 +99,8 @@ add("narrow", lambda x: x.narrow(1, 1, 3), "2* 6*")
 add("narrow:last", lambda x: x.narrow(-1, -3, 2), "2* 6*")
 add("narrow:cat", lambda x, y: torch.cat([x, y], 1).narrow(1, 2, 4), "2* 4*, 2* 5*")
 add("diagonal", lambda x: x.diagonal(1, 0, 2), "3 2* 4")
+add("diagonal:square", lambda x: x.diagonal(dim1=0, dim2=-1), "3* 2* 3*")
+add("diagonal:shifted", lambda x: x.diagonal(1, 0, 2), "3 2* 3")
 add("select", lambda x: x[:, 2], "2* 6*")
 add("select:first", lambda x: x[:, 0], "2* 6* 3*")
 add("select:last", lambda x: x[:, -1], "2* 6*")
@@ -106,6 +113,7 @@ add("expand", lambda x: x.expand(5, 3, -1), "3* 4*")
 add("expand:stretch", lambda x: x.expand(2, 5, 4), "1 4*")
 add("expand:batch", lambda x, y: torch.cat([y.expand(x.shape[0], -1), x], 1), "B 4, 1 2*")
 add("expand_as", lambda x, y: x.expand_as(y), "1 4*, 3* 4*")
+add("broadcast_tensors", lambda x, y: torch.broadcast_tensors(x, y), "3* 4*, 4*")
 add("broadcast_to", lambda x: aten.broadcast_to(x, [2, 3, 4]), "3* 1")
 add("repeat", lambda x: x.repeat(2, 3, 1), "1 4*")
 add("repeat:front", lambda x: x.repeat(5, 1, 2), "3* 4*")
@@ -125,6 +133,14 @@ add("linspace", lambda x: x + torch.linspace(0, 1, 3), "2* 3")
 add("eye", lambda x: x + torch.eye(3), "2* 3 3")
 add("tril_indices", lambda x: x + torch.tril_indices(2, 2), "2 3")
 add("triu_indices", lambda x: x + torch.triu_indices(2, 2), "2 3")
+for _name in ("hann", "hamming", "blackman", "bartlett", "kaiser"):
+    add(f"{_name}_window", lambda x, n=_name: x + getattr(torch, f"{n}_window")(3), "2* 3")
+add("logspace", lambda x: x + torch.logspace(0, 1, 3), "2* 3")
+add("fft_fftfreq", lambda x: x + torch.fft.fftfreq(3), "2* 3")
+add("fft_rfftfreq", lambda x: x + torch.fft.rfftfreq(4), "2* 3")
+add("randperm", lambda x: x + torch.randperm(3), "2* 3", values=False)
+add("randint", lambda x: x + torch.randint(5, (2, 3)), "3*", values=False)
+add("cartesian_prod", torch.cartesian_prod, "2, 3")
 add("scalar_tensor", lambda x: x + aten.scalar_tensor(2.0), "2* 3*")
 add("meshgrid", lambda x, y: torch.meshgrid(x, y, indexing="ij"), "3, 4")
 add("histc", lambda x: torch.histc(x, 5), "3 4")
@@ -176,3 +192,49 @@ add(
     macs=12 * 16 * 7,
 )
 add("gru", _gru, "4 5* 3*, 1 5* 2*, 6* 3*, 6* 2*, 6*, 6*", macs=20 * 6 * 5)
+
+
+def _projected(x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, *params: torch.Tensor) -> Any:
+    return aten.lstm(x, [h, c], list(params), True, 1, 0.0, False, False, True)
+
+
+def _projected_deep(
+    x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, *params: torch.Tensor
+) -> Any:
+    return aten.lstm(x, [h, c], list(params), False, 2, 0.0, False, True, False)
+
+
+_FIRST, _SECOND = "20* 3*, 20* 2*, 2* 5*", "20* 4*, 20* 2*, 2* 5*"
+add(
+    "lstm:projected",
+    _projected,
+    "4* 6 3*, 1 4* 2*, 1 4* 5*, 20* 3*, 20* 2*, 20*, 20*, 2* 5*",
+    macs=24 * (20 * 5 + 10),
+)
+add(
+    "lstm:projected_deep",
+    _projected_deep,
+    f"6 4* 3*, 4 4* 2*, 4 4* 5*, {_FIRST}, {_FIRST}, {_SECOND}, {_SECOND}",
+    macs=24 * 2 * (20 * 5 + 10 + 20 * 6 + 10),
+)
+for _name in ("rnn_tanh", "rnn_relu"):
+    add(
+        _name,
+        lambda x, h, *p, n=_name: getattr(aten, n)(x, h, list(p), True, 1, 0.0, False, False, True),
+        "5* 6 3*, 1 5* 4*, 4* 3*, 4* 4*, 4*, 4*",
+        macs=30 * 4 * 7,
+    )
+for _name, _gates in (("gru_cell", 3), ("rnn_tanh_cell", 1), ("rnn_relu_cell", 1)):
+    _rows = 4 * _gates
+    add(
+        _name,
+        lambda *p, n=_name: getattr(aten, n)(*p),
+        f"5* 3*, 5* 4*, {_rows}* 3*, {_rows}* 4*, {_rows}*, {_rows}*",
+        macs=5 * _rows * 7,
+    )
+add(
+    "lstm_cell",
+    lambda x, h, c, *p: aten.lstm_cell(x, [h, c], *p),
+    "5* 3*, 5* 4*, 5* 4*, 16* 3*, 16* 4*",
+    macs=5 * 16 * 7,
+)

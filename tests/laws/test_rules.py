@@ -125,7 +125,11 @@ def check_macs(sample: Sample, analysis: Analysis) -> None:
 
 
 REFUSED = {
-    "einsum with an ellipsis": Sample(lambda x: torch.einsum("...i->...", x), "2 3"),
+    "trace of what is not square": Sample(torch.trace, "2 3"),
+    "a product of three matrices": Sample(lambda *m: torch.linalg.multi_dot(m), "2 3, 3 4, 4 5"),
+    "diag_embed off the diagonal": Sample(lambda x: x.diag_embed(1), "2 3"),
+    "block_diag of a vector": Sample(torch.block_diag, "3, 2 2"),
+    "solve for a vector": Sample(lambda x, y: torch.linalg.solve(x @ x.mT, y), "2 3 3, 2 3"),
     "repeat_interleave of a flat tensor": Sample(lambda x: x.repeat_interleave(2), "2 3"),
     "tile of fewer dims": Sample(lambda x: x.tile(2), "2 3"),
     "linear with a vector for a weight": Sample(lambda x, w: aten.linear(x, w), "2 3, 3"),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from tests.patterns.pattern import Patterns
 
@@ -189,3 +190,52 @@ class Half(_Small):
 )
 class BFloat16(_Small):
     """A model in bfloat16 stays in it."""
+
+
+@pattern(
+    "3 6 6",
+    """
+    stem.parametrizations.weight.original0 8 channel stem.bias:0
+        stem.parametrizations.weight.original0:0 stem.parametrizations.weight.original1:0
+        middle.parametrizations.weight.original1:1
+    middle.parametrizations.weight.original0 6 channel middle.bias:0
+        middle.parametrizations.weight.original0:0 middle.parametrizations.weight.original1:0
+        head.weight:1
+    """,
+)
+class WeightNorm(nn.Module):
+    """A direction and a length for each filter; the direction's norm is that of what is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = parametrizations.weight_norm(nn.Conv2d(3, 8, 1))
+        self.middle = parametrizations.weight_norm(nn.Conv2d(8, 6, 1))
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.middle(self.stem(x).relu()).relu())
+
+
+@pattern(
+    "3 6 6",
+    """
+    stem.parametrizations.weight.original 8 channel stem.bias:0
+        stem.parametrizations.weight.original:0 middle.parametrizations.weight.original:1
+        stem.parametrizations.weight.0._u:0 middle.parametrizations.weight.0._v:0
+    middle.parametrizations.weight.original 6 channel middle.bias:0
+        middle.parametrizations.weight.original:0 head.weight:1
+        middle.parametrizations.weight.0._u:0
+    """,
+    note="does in training only",
+)
+class SpectralNorm(nn.Module):
+    """A weight divided by its largest singular value, which two buffers track."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = parametrizations.spectral_norm(nn.Conv2d(3, 8, 1))
+        self.middle = parametrizations.spectral_norm(nn.Conv2d(8, 6, 1))
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.middle(self.stem(x).relu()).relu())

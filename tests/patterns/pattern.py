@@ -22,6 +22,7 @@ class Pattern:
     ``groups`` has a line for each elastic group: name, size, kind, and its sites as tensor:dim.
     ``fixed`` has a line for each dim that an op must fix: size, op, and its sites; dims of the
     model's inputs and outputs are not listed. ``why`` is a clause of the reason given for those.
+    ``note`` is a clause of the warning for what only training does and a nested model leaves out.
     """
 
     model: Callable[[], nn.Module]
@@ -29,6 +30,7 @@ class Pattern:
     groups: str
     fixed: str = ""
     why: str = ""
+    note: str = ""
     dtype: torch.dtype = torch.float64
     exports: bool = True
 

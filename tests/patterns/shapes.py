@@ -221,3 +221,24 @@ class WindowPartition(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, 4, 8)
         y = self.proj(y).view(n, h // 2, w // 2, 2, 2, c).transpose(2, 3).reshape(n, h, w, c)
         return self.head(x + y)
+
+
+@pattern(
+    "4 6",
+    """
+    core 5 channel core:0 left.weight:0 left.bias:0
+    right 7 channel core:1 right.weight:0 right.bias:0
+    core:2 8 channel core:2 head.weight:1
+    """,
+)
+class Einsum(nn.Module):
+    """A bilinear map as one equation, with batch dims left to an ellipsis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 5), nn.Linear(6, 7)
+        self.core, self.head = nn.Parameter(torch.randn(5, 7, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.left(x), self.right(x)
+        return self.head(torch.einsum("...i,...j,ijk->...k", left, right, self.core))

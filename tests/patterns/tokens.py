@@ -338,3 +338,65 @@ class Gru(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         _, state = self.gru(self.stem(x))
         return self.head(state[0])
+
+
+@pattern(
+    "5 6",
+    """
+    stem 8 neuron stem.weight:0 stem.bias:0 head.weight:1 router.weight:1 experts.0.0.weight:1
+        experts.0.2.weight:0 experts.0.2.bias:0 experts.1.0.weight:1 experts.1.2.weight:0
+        experts.1.2.bias:0 experts.2.0.weight:1 experts.2.2.weight:0 experts.2.2.bias:0
+    experts.0.0 10 neuron experts.0.0.weight:0 experts.0.0.bias:0 experts.0.2.weight:1
+    experts.1.0 10 neuron experts.1.0.weight:0 experts.1.0.bias:0 experts.1.2.weight:1
+    experts.2.0 10 neuron experts.2.0.weight:0 experts.2.0.bias:0 experts.2.2.weight:1
+    """,
+    fixed="""
+    3 softmax router.weight:0 router.bias:0
+    """,
+)
+class TopExperts(nn.Module):
+    """The best two experts of each token; all run, and a mask takes the others' part away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.router = nn.Linear(8, 3)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 10), nn.GELU(), nn.Linear(10, 8)) for _ in range(3)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        best, which = self.router(x).softmax(-1).topk(2, -1)
+        share = torch.zeros(*x.shape[:2], 3, dtype=x.dtype).scatter(-1, which, best)
+        y = sum(share[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+        return self.head(x + y)
+
+
+@pattern(
+    "5 6",
+    """
+    stem 7 neuron stem.weight:0 stem.bias:0 lstm.weight_ih_l0:1
+    lstm.weight_hr_l0 3 neuron head.weight:1 lstm.weight_hh_l0:1 lstm.weight_hr_l0:0
+    lstm.weight_ih_l0 2 neuron lstm.weight_ih_l0:0 lstm.weight_hh_l0:0 lstm.bias_ih_l0:0
+        lstm.bias_hh_l0:0 lstm.weight_hr_l0:1
+    """,
+    fixed="""
+    4 lstm lstm.weight_ih_l0:0 lstm.weight_hh_l0:0 lstm.bias_ih_l0:0 lstm.bias_hh_l0:0
+    4 lstm lstm.weight_ih_l0:0 lstm.weight_hh_l0:0 lstm.bias_ih_l0:0 lstm.bias_hh_l0:0
+        lstm.weight_hr_l0:1
+    """,
+    why="must stay wider than its output",
+    exports=False,  # ONNX's LSTM has no projection
+)
+class ProjectedLstm(nn.Module):
+    """An LSTM whose output is narrower than its cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 7), nn.Linear(3, 3)
+        self.lstm = nn.LSTM(7, 6, proj_size=3, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, _ = self.lstm(self.stem(x))
+        return self.head(y)

@@ -1,0 +1,196 @@
+"""Ops that write at positions an index names, and that read tables by index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nestify.dims import Const, Expr, concat, product, resolve
+from nestify.rules.calls import Call, Dims
+from nestify.rules.shapes import cut
+
+__all__ = ["WRITES"]
+
+_NAMED = "is written at positions that an index names"
+_ORDER = "is written in an order that counts"
+
+
+def _scatter(call: Call) -> None:
+    """Writes ``src`` into ``self`` along one dim; a sum may leave out sources, others may not."""
+    dims, index = call.need("self"), call.need("index")
+    source = call.dims("src") or index
+    at = call.axis("dim", len(dims)) if dims else 0
+    for d, (mine, place, other) in enumerate(zip(dims, index, source, strict=True)):
+        if d == at:
+            call.fix(mine, _NAMED)
+            _sources(call, "src", d, place, other)
+        elif mine.size == place.size == other.size:
+            call.unify(mine, place)
+            call.unify(mine, other)
+        else:
+            for expr in (mine, place, other):
+                call.fix(expr, f"{call.op} writes to a part of this dim")
+    call.out = dims
+
+
+def _sources(call: Call, name: str, d: int, place: Expr, other: Expr) -> None:
+    """The positions written: as a sum of what they bring they may go, otherwise they stay."""
+    if _adds(call) and place.size == other.size and call.dims(name):
+        call.unify(place, other)
+        call.contract(name, d)
+    else:
+        call.fix(place, _ORDER)
+        call.fix(other, _ORDER)
+
+
+def _adds(call: Call) -> bool:
+    """Whether a source of zero leaves what it is written to as it was."""
+    summed = call.args.get("reduce") in ("sum", "add") and call.args.get("include_self", True)
+    return summed or call.op in ("scatter_add", "index_add")
+
+
+def _index_write(call: Call) -> None:
+    """``index_add`` and its kin: one vector of positions along one dim."""
+    dims, source = call.need("self"), call.dims("source")
+    index = call.need("index")
+    at = call.axis("dim", len(dims)) if dims else 0
+    place = index[0] if index else Const(1)
+    for d, mine in enumerate(dims):
+        if d == at:
+            call.fix(mine, _NAMED)
+            _sources(call, "source", d, place, source[d] if source else place)
+        elif source:
+            call.unify(mine, source[d])
+    call.out = dims
+
+
+def _take_along(call: Call) -> None:
+    """``gather`` whose other dims stretch."""
+    dims, index = call.need("self"), call.need("indices")
+    if call.args["dim"] is None:
+        raise ValueError("take_along_dim is understood for one dim; flatten both, then name dim=0")
+    at = call.axis("dim", len(dims))
+    call.fix(dims[at], "indexed by position")
+    call.out = (
+        *call.broadcast([dims[:at], index[:at]]),
+        index[at],
+        *call.broadcast([dims[at + 1 :], index[at + 1 :]]),
+    )
+
+
+def _take(call: Call) -> None:
+    for expr in call.need("self"):
+        call.fix(expr, "take counts the positions of the flat tensor")
+    call.out = call.need("index")
+
+
+def _masked_scatter(call: Call) -> None:
+    for node in call.tensors():
+        for expr in call.dims_of(node):
+            call.fix(expr, "masked_scatter hands out its source in order; use torch.where instead")
+    call.out = tuple(Const(n) for n in call.out_shape)
+
+
+def _select_scatter(call: Call) -> None:
+    dims, source = call.need("self"), call.need("src")
+    at = call.axis("dim", len(dims))
+    index = call.args["index"] % dims[at].size
+    before, one, _ = cut(call, dims[at], index, index + 1)
+    call.fix(one, "selects this position")
+    call.literals["index"] = before
+    for mine, other in zip((*dims[:at], *dims[at + 1 :]), source, strict=True):
+        call.unify(mine, other)
+    call.out = dims
+
+
+def _slice_scatter(call: Call) -> None:
+    dims, source = call.need("self"), call.need("src")
+    at, step = call.axis("dim", len(dims)), call.args["step"]
+    size = dims[at].size
+    start, end, _ = slice(call.args["start"], call.args["end"]).indices(size)
+    for d, (mine, other) in enumerate(zip(dims, source, strict=True)):
+        if d != at:
+            call.unify(mine, other)
+    if step == 1:
+        before, middle, _ = cut(call, dims[at], start, end)
+        call.unify(middle, source[at])
+        call.literals |= {"start": before, "end": concat([before, middle])}
+    else:
+        for expr in (dims[at], source[at]):
+            call.fix(expr, f"writes every {step}th position")
+    call.out = dims
+
+
+def _one_hot(call: Call) -> None:
+    call.out = (*call.need("self"), Const(call.out_shape[-1]))
+
+
+def _embedding_bag(call: Call) -> None:
+    """One row a bag: words by position, features as they are; what else it returns counts words."""
+    words, width = call.need("weight")
+    call.fix(words, "embedding_bag reads this dim by position")
+    for name in ("indices", "offsets", "per_sample_weights"):
+        for expr in call.dims(name) or ():
+            call.fix(expr, "embedding_bag gathers runs of this dim")
+    results: list[Dims] = []
+    for i, val in enumerate(call.node.meta["val"]):
+        wide = i == 0 or val.ndim == 2  # the places of the largest: one for each feature
+        sizes = [int(n) for n in val.shape]
+        results.append((Const(sizes[0]), width) if wide else tuple(map(Const, sizes)))
+    call.out = tuple(results)
+
+
+def _search(call: Call) -> None:
+    """Positions of values in sorted rows: the values keep their dims, the rows are read whole."""
+    names = ("self", "boundaries") if call.op == "bucketize" else ("self", "sorted_sequence")
+    values = call.dims(names[0]) or ()
+    *lead, sequence = call.need(names[1])
+    call.fix(sequence, f"{call.op} compares the positions of this dim")
+    for mine, other in zip(values, lead, strict=False):
+        call.unify(mine, other)
+    call.out = values
+
+
+def _diag_embed(call: Call) -> None:
+    """A vector on a diagonal of a new matrix; the matrix is as large as the vector."""
+    dims = call.need("self")
+    if call.args["offset"]:
+        raise ValueError("diag_embed is understood for the main diagonal")
+    rank = len(dims) + 1
+    at = sorted(call.args[name] % rank for name in ("dim1", "dim2"))
+    lead = list(dims[:-1])
+    for d in at:
+        lead.insert(d, dims[-1])
+    call.out = tuple(lead)
+
+
+def _block_diag(call: Call) -> None:
+    shapes: Sequence[Dims] = [call.dims_of(node) for node in call.tensors()]
+    if any(len(shape) != 2 for shape in shapes):
+        raise ValueError("block_diag is understood for matrices; give vectors a dim of size 1")
+    call.out = tuple(concat(resolve(shape[d]) for shape in shapes) for d in (0, 1))
+
+
+def _kron(call: Call) -> None:
+    """Kronecker's product: row by row, column by column."""
+    left, right = call.need("self"), call.need("other")
+    rank = max(len(left), len(right))
+    a, b = ((*[Const(1)] * (rank - len(dims)), *dims) for dims in (left, right))
+    call.out = tuple(product([resolve(x), resolve(y)]) for x, y in zip(a, b, strict=True))
+
+
+WRITES: dict[str, Callable[[Call], Any]] = {
+    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scatter),
+    **dict.fromkeys(("index_add", "index_copy", "index_fill", "index_reduce"), _index_write),
+    "take_along_dim": _take_along,
+    "take": _take,
+    "masked_scatter": _masked_scatter,
+    "select_scatter": _select_scatter,
+    "slice_scatter": _slice_scatter,
+    "one_hot": _one_hot,
+    "embedding_bag": _embedding_bag,
+    **dict.fromkeys(("bucketize", "searchsorted"), _search),
+    "diag_embed": _diag_embed,
+    "block_diag": _block_diag,
+    "kron": _kron,
+}
