@@ -38,6 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "training",
     ),
     "passes": ("passes",),
+    "analysis": ("analysis",),
     "emit": ("emit",),
     "plan": ("constraints", "fingerprints", "pareto", "plans"),
     "search": ("explore",),
