@@ -17,7 +17,7 @@ from nestify.blocks import find_blocks
 from nestify.capture import Capture, source_line
 from nestify.dims import Const, Dim, Expr, Reason, dims_of, fix, leaves_of, new_dim
 from nestify.errors import UsageError
-from nestify.rules import RULES, Call, Dims, op_name
+from nestify.rules import RULES, Call, Dims, fix_numbered, op_name
 from nestify.rules.notation import WINDOW
 from nestify.space import Unit
 
@@ -227,6 +227,7 @@ def analyse(captured: Capture) -> Graph:
             _run_rule(graph, node)
         else:
             _fix_outputs(graph, node)
+    fix_numbered(graph.calls.values())
     _fix_batch_in_tensors(graph)
     return graph
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -70,6 +70,7 @@ class Call:
     ``contracted``  dims summed away, as (tensor node, dim): silencing a position there removes it
     ``normalised``  expressions whose statistics the op takes: a smaller net has its own
     ``macs``        one tuple of expressions per multiply-accumulate loop nest
+    ``numbered``    expressions whose positions are told apart by number, and the reason why
     """
 
     def __init__(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> None:
@@ -82,6 +83,7 @@ class Call:
         self.contracted: list[tuple[fx.Node, int]] = []
         self.normalised: list[Expr] = []
         self.macs: list[tuple[Expr, ...]] = []
+        self.numbered: list[tuple[Expr, Reason]] = []
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -139,6 +141,13 @@ class Call:
         """Make ``expr`` constant, for the reason given."""
         dims.fix(expr, self.why(text))
 
+    def number(self, expr: Expr, text: str) -> None:
+        """Note that positions of ``expr`` are told apart by number: only the batch may be that.
+
+        Whether it is the batch shows at the end of the analysis; what is not is fixed then.
+        """
+        self.numbered.append((expr, self.why(text)))
+
     def split(self, expr: Expr, k: int) -> tuple[Expr, Expr]:
         """Cut ``expr`` after ``k`` positions."""
         return dims.split(expr, k, self.why("cuts at a position that no refinement explains"))
@@ -163,3 +172,13 @@ class Call:
                 self.unify(wide[0], other)
             out.append(wide[0] if wide else column[0])
         return out
+
+
+def fix_numbered(calls: Iterable[Call]) -> None:
+    """Fix what calls tell apart by number, except the batch: the same call on another batch size
+    means the same there.
+    """
+    for call in calls:
+        for expr, why in call.numbered:
+            for dim in [dim for dim in dims.dims_of(expr) if not dim.batch]:
+                dims.fix(dim, why)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import fx
+from torch.utils import _pytree as pytree
+
 from nestify.dims import Const, Expr, concat, new_dim, product, resolve
-from nestify.rules.calls import Call, Dims
+from nestify.rules.calls import Call, Dims, op_name
 from nestify.rules.notation import WINDOW
 from nestify.rules.shapes import cut
 
@@ -72,21 +75,32 @@ def _create(literal: str) -> Callable[[Call], None]:
     return rule
 
 
+def _arange(call: Call) -> None:
+    """Counting from 0 to the size of the batch goes on where the batch is larger."""
+    start, step, end = (call.args.get(n, k) for n, k in (("start", 0), ("step", 1), ("end", 0)))
+    if start != 0 or step != 1 or not isinstance(end, int):
+        _constants(call)
+        return
+    call.out = tuple(new_dim(n) for n in call.out_shape)
+    call.literals["end"] = call.out[0]
+    call.number(call.out[0], "arange counts this dim")
+
+
 def _constants(call: Call) -> None:
     for node in call.tensors():
         for expr in call.dims_of(node):
             call.fix(expr, f"{call.op} counts this dim")
-    val = call.node.meta["val"]
-    shapes = [v.shape for v in val] if isinstance(val, list | tuple) else None
-    if shapes is None:
-        call.out = tuple(Const(n) for n in call.out_shape)
-    else:
-        call.out = tuple(tuple(Const(int(n)) for n in shape) for shape in shapes)
+    why = call.why(f"{call.op} counts this dim")
+
+    def constant(val: Any) -> Dims:
+        return tuple(Const(int(n), why) for n in val.shape)
+
+    call.out = pytree.tree_map(constant, call.node.meta["val"])
 
 
 _FILLED = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
 _COUNTED = """
-arange bartlett_window blackman_window cartesian_prod eye fft_fftfreq fft_rfftfreq
+bartlett_window blackman_window cartesian_prod eye fft_fftfreq fft_rfftfreq
 hamming_window hann_window histc kaiser_window linspace logspace meshgrid randperm scalar_tensor
 tril_indices triu_indices
 """
@@ -116,7 +130,7 @@ def _indexed(call: Call, dims: Dims) -> Dims:
         val = indices[d].meta["val"]
         if val.dtype.is_floating_point or str(val.dtype) in ("torch.bool", "torch.uint8"):
             raise ValueError("a boolean index gives a shape that depends on the data")
-        call.fix(dims[d], "indexed by position")
+        _number(call, dims[d], indices[d])
         shapes.append(call.dims_of(indices[d]))
     picked = call.broadcast(shapes)
     front = at[0] if at == list(range(at[0], at[0] + len(at))) else 0
@@ -124,10 +138,20 @@ def _indexed(call: Call, dims: Dims) -> Dims:
     return (*others[:front], *picked, *others[front:])
 
 
+def _number(call: Call, dim: Expr, index: fx.Node) -> None:
+    """A dim that is indexed by all numbers below its size is the dim that they count."""
+    call.number(dim, "indexed by position")
+    while op_name(index.target) in ("unsqueeze", "view", "expand", "to", "contiguous"):
+        index = index.all_input_nodes[0]
+    if op_name(index.target) == "arange" and index.meta["val"].numel() == dim.size:
+        (counted,) = call.dims_of(index)
+        call.unify(dim, counted)
+
+
 def _index_select(call: Call) -> None:
     dims = call.need("self")
     at = call.axis("dim", len(dims))
-    call.fix(dims[at], "indexed by position")
+    _number(call, dims[at], call.args["index"])
     index = call.need("index")
     call.out = (*dims[:at], *(index or (Const(1),)), *dims[at + 1 :])
 
@@ -224,6 +248,7 @@ INDEXING: dict[str, Callable[[Call], Any]] = {
     **{name: _create("size") for name in _FILLED},
     **{name: _create("size") for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
     **dict.fromkeys(_COUNTED.split(), _constants),
+    "arange": _arange,
     "index": _index,
     "index_put": _index_put,
     "index_select": _index_select,

@@ -1,0 +1,74 @@
+"""A free batch: masks and positions that the traced code counts with ``arange``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nestify
+from tests.laws.equalities import check_laws
+
+
+class Masked(nn.Module):
+    """Attention under a mask that is read at counted batches, as transformers builds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.q, self.k, self.v = nn.Embedding(9, 8), *(nn.Linear(8, 8) for _ in "qkv")
+        self.place, self.head = nn.Embedding(7, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        batch, length = ids.shape
+        positions = torch.arange(length).unsqueeze(0).expand(batch, -1)
+        document = (positions.diff(prepend=positions[:, :1], dim=1) != 1).cumsum(-1)
+        rows, at = torch.arange(batch), torch.arange(length)
+        rows = rows[:, None, None]
+        same = document[rows, at[None, :, None]] == document[rows, at[None, None, :]]
+        mask = same & (at[:, None] >= at[None, :])
+        x = self.embed(ids) + self.place(positions)
+        y = nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x), mask)
+        return self.head(x + y)
+
+
+class Last(nn.Module):
+    """The state of each sequence's last token, picked by its number in the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.head = nn.Embedding(9, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = torch.tanh(self.up(self.embed(ids)))
+        last = (ids != 0).sum(1).clamp(1, 6) - 1
+        return self.head(x[torch.arange(ids.shape[0]), last])
+
+
+class Counted(nn.Module):
+    """Channels that are told apart by number, and places counted by floats and from one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rates = torch.arange(6) * 0.5 + torch.arange(1, 7) + torch.arange(6.0)
+        return self.head(torch.tanh(self.up(x)) * rates)
+
+
+@pytest.mark.parametrize("cls", [Masked, Last])
+def test_counted_batches_are_free(cls: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = cls().double()
+    two, five = torch.randint(1, 9, (2, 7)), torch.randint(1, 9, (5, 7))
+    graph = nestify.trace(model, (two,))
+    assert graph.batch is not None
+    assert check_laws(model, (two,), subnets=6, other=(five,)) == len(graph.groups) > 0
+
+
+def test_counted_channels_are_fixed_with_the_reason() -> None:
+    graph = nestify.trace(Counted(), (torch.randn(2, 4),))
+    assert graph.batch is not None
+    assert not graph.groups
+    reasons = {(dim.op, dim.reason) for dim in graph.fixed if dim.size == 6}
+    assert reasons == {("arange", "arange counts this dim")}
