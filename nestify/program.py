@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -139,6 +139,20 @@ class Program:
         """Run on the tensors of ``root``, each module of it in its own mode; returns the flat
         outputs.
         """
+        walk = self.walk(root, bound, flat)
+        while True:
+            try:
+                next(walk)
+            except StopIteration as done:
+                return done.value
+
+    def walk(
+        self, root: nn.Module, bound: Bound, flat: Sequence[Any]
+    ) -> Generator[tuple[fx.Node, list[Any], Mapping[str, Any]], None, list[Any]]:
+        """Run, and stop before each call with its node and its arguments; returns the flat outputs.
+
+        What a caller writes into the tensors of ``root`` while it stops there is what runs.
+        """
         env: list[Any] = [None] * len(self.slots)
         for node, value in zip(self.inputs, flat, strict=True):
             env[self.slots[node]] = value
@@ -154,6 +168,7 @@ class Program:
                 args, kwargs = step.in_training
             args = [_fill(arg, env) for arg in args]
             kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()}
+            yield step.node, args, kwargs
             if step.run is step.node.target:
                 env[step.out] = step.run(*args, **kwargs)
             else:

@@ -13,7 +13,7 @@ import nestify
 from examples.models import nin, resnet50_caffe
 from nestify import analysis
 from nestify.analysis import covariance as covariances
-from nestify.analysis.moments import Moments
+from nestify.moments import Moments
 
 
 class Pooled(nn.Module):

@@ -8,10 +8,10 @@ from nestify.analysis.covariance import (
     filter_correlation,
     filter_covariance,
     filter_covariances,
-    zca,
 )
 from nestify.analysis.layers import LayerSaving, layer_savings
 from nestify.analysis.plots import plot_layer_savings, plot_matrices
+from nestify.moments import zca
 
 __all__ = [
     "LayerSaving",

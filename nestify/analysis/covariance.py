@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nestify.analysis.moments import Moments
 from nestify.calibration import inputs_of
 from nestify.errors import UsageError
+from nestify.moments import Moments, zca
 from nestify.nested import NestedModel
 
-__all__ = ["filter_correlation", "filter_covariance", "filter_covariances", "zca"]
+__all__ = ["filter_correlation", "filter_covariance", "filter_covariances"]
 
 _CHUNK = 1 << 22  # numbers of one chunk: 32 MiB in float64
 
@@ -79,21 +79,6 @@ def filter_correlation(model: nn.Module, layer: str, loader: Iterable[Any]) -> T
     covariance = moments.covariance[:filters, :filters]
     scale = covariance.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     return covariance / torch.outer(scale, scale)
-
-
-def zca(covariance: Tensor, eps: float = 1e-5) -> Tensor:
-    """The whitening W = P (D + eps d)^(-1/2) P^T of a covariance P D P^T, with d its mean variance.
-
-    Equations (4) to (8): the paper's D are the eigenvalues of X X^T, (N - 1) times those of the
-    covariance, which is where its factor sqrt(N - 1) comes from. ``eps`` keeps dims that do not
-    vary from being blown up.
-
-    >>> zca(torch.tensor([[4.0, 0.0], [0.0, 0.25]]), eps=0.0).diagonal().tolist()
-    [0.5, 2.0]
-    """
-    values, vectors = torch.linalg.eigh(covariance)
-    floor = max(eps * float(values.clamp_min(0).mean()), torch.finfo(values.dtype).tiny)
-    return (vectors * (values.clamp_min(0) + floor).rsqrt()) @ vectors.T
 
 
 def _between(moments: Moments, filters: int, eps: float | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mean and covariance of rows that come in chunks and are not kept."""
+"""Mean and covariance of rows that come in chunks and are not kept, and whitening by them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nestify.errors import UsageError
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "zca"]
 
 
 class Moments:
@@ -52,3 +52,18 @@ class Moments:
         if self.count < 2:
             raise UsageError(f"a covariance needs two samples or more; got {self.count}")
         return self._scatter / (self.count - 1)
+
+
+def zca(covariance: Tensor, eps: float = 1e-5) -> Tensor:
+    """The whitening W = P (D + eps d)^(-1/2) P^T of a covariance P D P^T, with d its mean variance.
+
+    Equations (4) to (8): the paper's D are the eigenvalues of X X^T, (N - 1) times those of the
+    covariance, which is where its factor sqrt(N - 1) comes from. ``eps`` keeps dims that do not
+    vary from being blown up.
+
+    >>> zca(torch.tensor([[4.0, 0.0], [0.0, 0.25]]), eps=0.0).diagonal().tolist()
+    [0.5, 2.0]
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    floor = max(eps * float(values.clamp_min(0).mean()), torch.finfo(values.dtype).tiny)
+    return (vectors * (values.clamp_min(0) + floor).rsqrt()) @ vectors.T
