@@ -14,6 +14,7 @@ import copy
 import random
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Generator
 from types import CodeType
 from typing import Any
@@ -60,7 +61,7 @@ def left_as_found(model: nn.Module) -> Generator[None]:
         (kept, copy.copy(kept))
         for module in model.modules()
         for kept in vars(module).values()
-        if type(kept) in (dict, list, set)
+        if type(kept) in (dict, list, set, OrderedDict)  # hooks lie in OrderedDicts
     ]
     values = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
     devices = {t.device for _, t in tensors_of(model) if t.device.type == "cuda"}

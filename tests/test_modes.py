@@ -36,3 +36,29 @@ def test_caches_filled_while_tracing_are_emptied() -> None:
     assert cache == {}
     assert model.calls == []
     assert torch.isfinite(model(x)).all()
+
+
+class Hooking(nn.Module):
+    """Hangs a hook on its layer in the first call, and notes that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.hooked = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        if not self.hooked:
+            self.inner.register_forward_hook(lambda module, args, out: self.notes.append(out))
+            self.hooked = True
+        self.notes = seen
+        self.inner(x)
+        return self.outer(torch.stack(seen).sum(0))
+
+
+def test_hooks_hung_while_tracing_are_taken_off() -> None:
+    model, x = Hooking().eval(), torch.randn(2, 8)
+    expected = model.outer(model.inner(x))
+    nestify.trace(model, example_inputs=(x,))
+    assert not model.hooked
+    assert torch.equal(model(x), expected)
