@@ -18,7 +18,6 @@ from nestify.capture import Capture, source_line
 from nestify.dims import Const, Dim, Expr, Reason, dims_of, fix, leaves_of, new_dim
 from nestify.errors import UsageError
 from nestify.rules import RULES, Call, Dims, fix_numbered, op_name
-from nestify.rules.notation import WINDOW
 from nestify.space import Unit
 
 __all__ = ["Block", "Change", "Coverage", "DimGroup", "FixedDim", "Graph", "Site", "analyse"]
@@ -47,7 +46,9 @@ class DimGroup:
 
 @dataclass(frozen=True, slots=True)
 class FixedDim:
-    """A dim that could not be made elastic, the op and source line that fixed it, and why."""
+    """A dim that could not be made elastic, the op and source line that fixed it, why, and what
+    would free it.
+    """
 
     size: int
     sites: tuple[Site, ...]
@@ -55,6 +56,8 @@ class FixedDim:
     op: str
     node: str
     source_line: str
+    kind: str
+    advice: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ class Graph:
         for name, dims in self.tensor_dims.items():
             for position, expr in enumerate(dims):
                 for leaf in leaves_of(expr):
-                    if isinstance(leaf, Const) and leaf.reason and leaf.reason.text != WINDOW:
+                    if isinstance(leaf, Const) and leaf.reason and leaf.reason.kind != "window":
                         found.setdefault((leaf.reason, leaf.size), []).append(Site(name, position))
         return tuple(
             FixedDim(
@@ -170,6 +173,8 @@ class Graph:
                 reason.op,
                 reason.node,
                 source_line(nodes[reason.node]) if reason.node in nodes else "",
+                reason.kind,
+                reason.advice,
             )
             for (reason, size), where in found.items()
         )
@@ -236,7 +241,7 @@ def _placeholder_dims(graph: Graph, node: fx.Node) -> Dims:
     val = node.meta["val"]
     if not isinstance(val, torch.Tensor):
         return ()
-    why = Reason(node.name, "input", "is a dim of the model's input")
+    why = Reason(node.name, "input", "is a dim of the model's input", "input")
     dims: list[Expr] = [Const(int(n), why) for n in val.shape]
     if node.name in graph.capture.batched:
         graph.example_batch = graph.example_batch or Dim(int(val.shape[0]), batch=True)
@@ -275,7 +280,7 @@ def _mismatch(call: Call) -> str:
 def _give_up(node: fx.Node, graph: Graph, problem: str) -> Call:
     """Fix every dim the node touches; its output is as constant as its inputs."""
     fresh = Call(node, graph.dims)
-    why = fresh.why(problem)
+    why = fresh.why(problem, "form" if fresh.op in RULES else "rule")
     for source in fresh.tensors():
         for expr in pytree.tree_leaves(graph.dims[source]):
             fix(expr, why)
@@ -290,7 +295,9 @@ def _give_up(node: fx.Node, graph: Graph, problem: str) -> Call:
 def _fix_outputs(graph: Graph, node: fx.Node) -> None:
     for source in node.all_input_nodes:
         for expr in graph.dims[source]:
-            why = Reason(source.name, op_name(source.target), "is a dim of the model's output")
+            why = Reason(
+                source.name, op_name(source.target), "is a dim of the model's output", "output"
+            )
             for dim in [dim for dim in dims_of(expr) if not dim.batch]:
                 fix(dim, why)
 
@@ -301,7 +308,8 @@ def _fix_batch_in_tensors(graph: Graph) -> None:
         for expr in dims:
             for dim in list(dims_of(expr)):
                 if dim.batch:
-                    fix(dim, Reason(name, "get_attr", f"{name} is as long as the example's batch"))
+                    text = f"{name} is as long as the example's batch"
+                    fix(dim, Reason(name, "get_attr", text, "batch"))
 
 
 def _kind(dim: Dim, where: list[Site], tensors: Mapping[str, torch.Tensor]) -> str:

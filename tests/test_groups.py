@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import nn
 
 import nestify
 from examples import resnet50, vit
+from nestify.dims.reasons import ADVICE, Kind
 from nestify.groups import Graph, Site
 
 HERE = Path(__file__).name
@@ -69,6 +71,34 @@ def test_fixed_dims_name_op_and_line() -> None:
     assert HERE in scores.source_line
     odd = fixed[Site("odd.weight", 0)]
     assert odd.reason == "linalg_ldl_factor has no rule"
+
+
+def test_fixed_dims_say_what_would_free_them() -> None:
+    fixed = {site: dim for dim in graph().fixed for site in dim.sites}
+    kinds = {name: fixed[Site(name, 1)].kind for name in ("stem.weight",)}
+    kinds |= {name: fixed[Site(name, 0)].kind for name in ("scores.weight", "odd.weight")}
+    assert kinds == {"stem.weight": "input", "scores.weight": "positions", "odd.weight": "rule"}
+    assert "another dim" in fixed[Site("scores.weight", 0)].advice
+    assert "nestify/rules" in fixed[Site("odd.weight", 0)].advice
+
+
+def test_a_cut_that_no_part_explains_advises_on_sizes() -> None:
+    class Uneven(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Linear(4, 12)
+            self.out = nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = self.wide(x).view(-1, 3, 4).flatten(1)
+            return self.out(rows[:, :5])
+
+    found = nestify.trace(Uneven(), example_inputs=(torch.randn(2, 4),)).fixed
+    assert {dim.kind for dim in found} >= {"parts", "input", "output"}
+
+
+def test_every_kind_of_reason_has_its_advice() -> None:
+    assert set(ADVICE) == set(get_args(Kind))
 
 
 def test_coverage_is_a_share_of_parameters_and_macs() -> None:

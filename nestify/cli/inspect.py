@@ -52,6 +52,7 @@ def _document(graph: Graph) -> dict[str, Any]:
                 "size": dim.size,
                 "sites": [[name, position] for name, position in dim.sites],
                 "reason": dim.reason,
+                "advice": dim.advice,
                 "op": dim.op,
                 "node": dim.node,
                 "source_line": dim.source_line,
@@ -64,7 +65,8 @@ def _document(graph: Graph) -> dict[str, Any]:
 def _text(graph: Graph) -> str:
     groups = [(g.name, g.kind, g.size, len(g.sites), _sites(g.sites)) for g in graph.groups]
     fixed = [
-        (d.size, _sites(d.sites), d.reason, d.op or "", d.source_line or "") for d in graph.fixed
+        (d.size, _sites(d.sites), d.reason, d.op or "", d.source_line or "", d.advice)
+        for d in graph.fixed
     ]
     blocks = [(b.name, b.entry, b.exit) for b in graph.blocks]
     coverage = graph.coverage
@@ -77,7 +79,7 @@ def _text(graph: Graph) -> str:
         f"droppable blocks: {len(blocks)}",
         table(blocks, ("block", "entry", "exit")) if blocks else "",
         f"fixed dims: {len(fixed)}",
-        table(fixed, ("size", "where", "why", "op", "line")) if fixed else "",
+        table(fixed, ("size", "where", "why", "op", "line", "what would free it")) if fixed else "",
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -22,7 +22,6 @@ from nestify.dims.expressions import (
     Dim,
     Expr,
     Product,
-    Reason,
     concat,
     dims_of,
     fix,
@@ -33,6 +32,7 @@ from nestify.dims.expressions import (
     show,
     tag,
 )
+from nestify.dims.reasons import Kind, Reason
 from nestify.dims.refinement import factor, split, unify
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Const",
     "Dim",
     "Expr",
+    "Kind",
     "Product",
     "Reason",
     "concat",

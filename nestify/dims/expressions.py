@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
+
+from nestify.dims.reasons import Reason
 
 __all__ = [
     "Concat",
@@ -13,7 +14,6 @@ __all__ = [
     "Dim",
     "Expr",
     "Product",
-    "Reason",
     "concat",
     "dims_of",
     "fix",
@@ -24,14 +24,6 @@ __all__ = [
     "show",
     "tag",
 ]
-
-
-class Reason(NamedTuple):
-    """Why a dim is fixed: the node and op that fixed it, and a clause that says how."""
-
-    node: str
-    op: str
-    text: str
 
 
 class Dim:

@@ -10,7 +10,6 @@ from nestify.dims.expressions import (
     Dim,
     Expr,
     Product,
-    Reason,
     concat,
     dims_of,
     fix,
@@ -19,6 +18,7 @@ from nestify.dims.expressions import (
     resolve,
     show,
 )
+from nestify.dims.reasons import Reason
 
 __all__ = ["factor", "split", "unify"]
 
@@ -66,8 +66,9 @@ def _bind(dim: Dim, expr: Expr, why: Reason) -> None:
         dim.ref = expr if expr.reason else Const(dim.size, why)
     elif dim.batch or any(leaf is dim for leaf in dims_of(expr)):
         # A dim is a part of itself only beside a batch dim of size 1.
-        fix(dim, why._replace(text="the batch dim meets a dim that has parts"))
-        fix(expr, why._replace(text="the batch dim meets a dim that has parts"))
+        lost = why._replace(text="the batch dim meets a dim that has parts", kind="batch")
+        fix(dim, lost)
+        fix(expr, lost)
     else:
         for leaf in dims_of(expr):
             leaf.tags |= dim.tags
@@ -82,7 +83,9 @@ def _align_products(a: Product, b: Product, why: Reason) -> Iterator[tuple[Expr,
         if x.size == y.size:
             yield x, y
         elif x.size % y.size and y.size % x.size:
-            lost = why._replace(text=f"{show(a)} and {show(b)} have no common factors")
+            lost = why._replace(
+                text=f"{show(a)} and {show(b)} have no common factors", kind="parts"
+            )
             for rest in (x, y, *left, *right):
                 fix(rest, lost)
             return
@@ -160,7 +163,7 @@ def split(expr: Expr, k: int, why: Reason) -> tuple[Expr, Expr]:
 
 def _split_dim(dim: Dim, k: int, why: Reason) -> tuple[Expr, Expr]:
     if dim.batch:
-        fix(dim, why._replace(text=f"cuts the batch dim at {k}"))
+        fix(dim, why._replace(text=f"cuts the batch dim at {k}", kind="batch"))
         return split(dim, k, why)
     first, rest = new_dim(k, dim.tags), new_dim(dim.size - k, dim.tags)
     dim.ref = concat((first, rest))
@@ -177,7 +180,8 @@ def _split_product(item: Product, at: int, why: Reason) -> list[tuple[Expr, int]
         return [(product([first, inner]), at), (product([last, inner]), 0)]
     if not isinstance(head, Const):
         # The cut falls inside one row of an elastic factor: rows must stay countable.
-        fix(head, why._replace(text=f"cuts {show(item)} at {at}, inside one part of {inner.size}"))
+        text = f"cuts {show(item)} at {at}, inside one part of {inner.size}"
+        fix(head, why._replace(text=text, kind="parts"))
         return [(resolve(item), at)]
     before = product([Const(rows, head.reason), inner]) if rows else Const(0)
     after = head.size - rows - bool(rest)
@@ -210,13 +214,15 @@ def factor(expr: Expr, m: int, why: Reason) -> tuple[Expr, Expr]:
             found = _factor_concat(expr, m, why)
         if found:
             return found
-    fix(expr, why._replace(text=f"cannot read {show(expr)} as {m} x {expr.size // m}"))
+    text = f"cannot read {show(expr)} as {m} x {expr.size // m}"
+    fix(expr, why._replace(text=text, kind="parts"))
     return factor(expr, m, why)
 
 
 def _factor_dim(dim: Dim, m: int, why: Reason) -> tuple[Expr, Expr]:
     if dim.batch:
-        fix(dim, why._replace(text=f"reads the batch dim as {m} x {dim.size // m}"))
+        text = f"reads the batch dim as {m} x {dim.size // m}"
+        fix(dim, why._replace(text=text, kind="batch"))
         return factor(dim, m, why)
     left, right = new_dim(m, dim.tags), new_dim(dim.size // m, dim.tags)
     dim.ref = Product((left, right))

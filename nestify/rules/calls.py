@@ -10,7 +10,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from nestify import dims
-from nestify.dims import Expr, Reason
+from nestify.dims import Expr, Kind, Reason
 
 Dims = tuple[Expr, ...]
 Literal = Expr | int | tuple["Expr | int | None", ...]
@@ -129,17 +129,17 @@ class Call:
         val = self.node.meta["val"]
         self.out = (dims,) * len(val) if isinstance(val, list | tuple) else dims
 
-    def why(self, text: str) -> Reason:
+    def why(self, text: str, kind: Kind = "positions") -> Reason:
         """The reason that this call gives for a dim it fixes."""
-        return Reason(self.node.name, self.op, text)
+        return Reason(self.node.name, self.op, text, kind)
 
     def unify(self, a: Expr, b: Expr, text: str = "meets a dim of constant size") -> None:
         """Make ``a`` and ``b`` one dim; ``text`` is the reason where that fixes them."""
-        dims.unify(a, b, self.why(text))
+        dims.unify(a, b, self.why(text, "constant"))
 
-    def fix(self, expr: Expr, text: str) -> None:
-        """Make ``expr`` constant, for the reason given."""
-        dims.fix(expr, self.why(text))
+    def fix(self, expr: Expr, text: str, kind: Kind = "positions") -> None:
+        """Make ``expr`` constant, for the reason given and of the kind that tells what frees it."""
+        dims.fix(expr, self.why(text, kind))
 
     def number(self, expr: Expr, text: str) -> None:
         """Note that positions of ``expr`` are told apart by number: only the batch may be that.
@@ -150,11 +150,15 @@ class Call:
 
     def split(self, expr: Expr, k: int) -> tuple[Expr, Expr]:
         """Cut ``expr`` after ``k`` positions."""
-        return dims.split(expr, k, self.why("cuts at a position that no refinement explains"))
+        return dims.split(
+            expr, k, self.why("cuts at a position that no refinement explains", "parts")
+        )
 
     def factor(self, expr: Expr, m: int) -> tuple[Expr, Expr]:
         """Read ``expr`` as ``m`` rows."""
-        return dims.factor(expr, m, self.why("reads it in parts that no refinement explains"))
+        return dims.factor(
+            expr, m, self.why("reads it in parts that no refinement explains", "parts")
+        )
 
     def contract(self, name: str, dim: int) -> None:
         """Note that the op sums over dim ``dim`` of tensor argument ``name``."""

@@ -199,7 +199,7 @@ def _im2col(call: Call) -> None:
     dims = call.need("self")
     kernel = call.args["kernel_size"]
     for expr in dims[-2:]:
-        call.fix(expr, WINDOW)
+        call.fix(expr, WINDOW, "window")
     window = Const(kernel[0] * kernel[1])
     channels = product([resolve(dims[-3]), window])
     call.out = (*dims[:-3], channels, Const(call.out_shape[-1]))
@@ -208,9 +208,9 @@ def _im2col(call: Call) -> None:
 def _col2im(call: Call) -> None:
     dims = call.need("self")
     kernel = call.args["kernel_size"]
-    call.fix(dims[-1], WINDOW)
+    call.fix(dims[-1], WINDOW, "window")
     channels, window = call.factor(dims[-2], dims[-2].size // (kernel[0] * kernel[1]))
-    call.fix(window, WINDOW)
+    call.fix(window, WINDOW, "window")
     call.out = (*dims[:-2], channels, *(Const(n) for n in call.out_shape[-2:]))
 
 

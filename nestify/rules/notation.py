@@ -161,7 +161,7 @@ def _fix_consumed(line: Line, match: _Match, kept: set[str]) -> None:
     for name, exprs in match.stars.items():
         if name not in kept:
             for expr in exprs:
-                match.call.fix(expr, WINDOW)
+                match.call.fix(expr, WINDOW, "window")
 
 
 def _output(match: _Match, tokens: list[tuple[str, ...]]) -> Dims:

@@ -34,7 +34,7 @@ def _layers(gates: int) -> Callable[[Call], None]:
             call.unify(visible, hidden)
         for node in states:
             layers, one, _ = call.dims_of(node)
-            call.fix(layers, f"{call.op} has one state for each layer and direction")
+            call.fix(layers, f"{call.op} has one state for each layer and direction", "named")
             call.unify(one, x[batch])
         call.contract("input", 2)
         directions = 2 if call.args["bidirectional"] else 1
@@ -103,7 +103,7 @@ def _cell(
     feed, visible, hidden = widths
     for node in cell:
         gate, rows = call.factor(call.dims_of(node)[0], gates)
-        call.fix(gate, f"{call.op} has {gates} gates")
+        call.fix(gate, f"{call.op} has {gates} gates", "named")
         call.unify(rows, hidden)
     for node, source in zip(cell[:2], (feed, visible), strict=True):
         call.unify(call.dims_of(node)[1], source)

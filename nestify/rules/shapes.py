@@ -115,7 +115,7 @@ def _squeeze(call: Call) -> None:
         at = {d % len(dims) for d in (named if isinstance(named, list | tuple) else [named])}
     for d in at:
         # A dim that a smaller net narrows to one would be squeezed there and not here.
-        call.fix(dims[d], "squeeze must not meet a dim that may shrink to one")
+        call.fix(dims[d], "squeeze must not meet a dim that may shrink to one", "squeeze")
     call.out = tuple(e for d, e in enumerate(dims) if not (d in at and e.size == 1))
 
 
@@ -192,7 +192,7 @@ def _split_with_sizes(call: Call) -> None:
 def _unbind(call: Call) -> None:
     dims = call.need("self")
     at = call.axis("dim", len(dims))
-    call.fix(dims[at], "unbind gives one tensor for each position")
+    call.fix(dims[at], "unbind gives one tensor for each position", "named")
     call.out = ((*dims[:at], *dims[at + 1 :]),) * dims[at].size
 
 
@@ -263,7 +263,7 @@ def _select(call: Call) -> None:
     at = call.axis("dim", len(dims))
     index = call.args["index"] % dims[at].size
     before, one, _ = cut(call, dims[at], index, index + 1)
-    call.fix(one, "selects this position")
+    call.fix(one, "selects this position", "named")
     call.literals["index"] = before
     call.out = (*dims[:at], *dims[at + 1 :])
 
