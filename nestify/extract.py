@@ -11,7 +11,7 @@ value of eval.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,6 +25,7 @@ from nestify.depth import bypassed, live_nodes
 from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.rebuild import Rebuilder
+from nestify.rules import VIEWS, op_name
 from nestify.slicing import Keep
 from nestify.spelling import Spelling
 from nestify.trees import children, put_tensor, tensors_of
@@ -72,6 +73,7 @@ class _Emitter:
         self.graph = fx.Graph()
         self.spelling = Spelling(graph, keep, self.graph)
         self.new: dict[fx.Node, fx.Node] = {}
+        self.reshaped = set(_views_that_may_copy(graph.nodes))
 
     def run(self) -> None:
         bypass = bypassed(self.source, self.keep)
@@ -107,7 +109,8 @@ class _Emitter:
             return self.graph.call_module(path, (self.read(operand),))
         args, kwargs = self.spelling.call(node)
         args, kwargs = fx.map_arg(args, self.read), fx.map_arg(kwargs, self.read)
-        return self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
+        target = torch.ops.aten.reshape.default if node in self.reshaped else node.target
+        return self.graph.create_node("call_function", target, args, kwargs, name=node.name)
 
     def output(self, node: fx.Node) -> None:
         values = tuple(cast(list[Any], fx.map_arg(node.args[0], self.read)))
@@ -124,6 +127,24 @@ class _Emitter:
             names = _argument_names(captured.model, args_spec.num_children, keywords)
             info = _PyTreeInfo(names, captured.in_spec, out_spec)
             self.graph.set_codegen(_PyTreeCodeGen(info))
+
+
+def _views_that_may_copy(nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+    """Views of what nothing writes in place. A smaller net may hold the same tensor in another
+    order in memory (attention with heads of width one does), where a view must be a copy.
+    """
+    base: dict[fx.Node, fx.Node] = {}
+    written: set[fx.Node] = set()
+    for node in nodes:
+        source = node.args[0] if node.op == "call_function" and node.args else None
+        mutates = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+        shares = mutates or op_name(node.target) in VIEWS
+        base[node] = base[source] if shares and isinstance(source, fx.Node) else node
+        if mutates:
+            written.add(base[node])
+    for node in nodes:
+        if node.target is torch.ops.aten.view.default and base[node] not in written:
+            yield node
 
 
 def _argument_names(model: nn.Module, positional: int, keywords: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 import nestify
 from nestify import nested as nested_module
+from nestify.compare import relative_error
 from nestify.errors import UsageError, VerificationError
 
 RECIPE = "fn3-channel{where=all}+fn3-neuron{where=all}+fn3-head{where=all}"
@@ -406,3 +407,49 @@ def test_verification_of_a_restless_model() -> None:
     nested = nestify.transform(Restless(), RECIPE, (x,))
     nested.extract(nested.space.at(0.5))
     assert not x.any()
+
+
+class Rows(nn.Module):
+    """Reads what attention gave with a view, which the memory of one-wide heads does not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        rows = mixed.transpose(1, 2).reshape(batch, length, width)
+        return self.out(rows.view(-1, width))
+
+
+class Written(nn.Module):
+    """Writes through a view, so the view must stay one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.out = nn.Linear(12, 6), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.wide(x)
+        y.view(-1, 6).mul_(2)
+        return self.out(y)
+
+
+def test_views_of_another_memory_layout() -> None:
+    x = torch.randn(2, 7, 12)
+    net = nestify.transform(Rows(), RECIPE, example_inputs=(x,)).eval()
+    subnet = {unit.name: 3 if unit.kind == "head" else 1 for unit in net.space.units}
+    slim = net.extract(subnet)
+    with net.activate(subnet):
+        assert relative_error(net(x), slim(x)) <= 1e-6
+
+
+def test_a_view_that_is_written_stays_a_view() -> None:
+    x = torch.randn(2, 7, 12)
+    model = Written()
+    net = nestify.transform(model, RECIPE, example_inputs=(x,)).eval()
+    slim = net.extract(net.space.largest())
+    assert torch.equal(slim(x), model(x))
+    assert any(node.target is torch.ops.aten.view.default for node in slim.graph.nodes)
