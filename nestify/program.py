@@ -273,6 +273,8 @@ def _batch_norm(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
         if owner.num_batches_tracked is not None:
             owner.num_batches_tracked.add_(1)
             momentum = 1.0 / float(owner.num_batches_tracked) if momentum is None else momentum
+    if mean is None:  # a weight that is standardised may be one value wide: it becomes its bias
+        return torch.batch_norm(x, weight, bias, mean, var, training, 0.0, eps, args[-1])
     return F.batch_norm(x, mean, var, weight, bias, training, momentum or 0.0, eps)
 
 

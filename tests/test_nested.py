@@ -341,3 +341,26 @@ def train_alike(net: nn.Module, like: nn.Module) -> None:
     for path, module in net.named_modules():
         if path in known:
             module.training = known[path].training
+
+
+class Standardised(nn.Module):
+    """Convolves with weights of mean 0 and variance 1, as norm-free networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1)
+        self.gain = nn.Parameter(torch.rand(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.conv.weight.reshape(1, 5, -1)
+        flat = F.batch_norm(rows, None, None, weight=self.gain, training=True, momentum=0.0)
+        return F.conv2d(self.stem(x), flat.reshape_as(self.conv.weight), self.conv.bias)
+
+
+def test_a_statistic_of_one_value() -> None:
+    x, model = torch.randn(2, 3, 4, 4).double(), Standardised().double()
+    net = nestify.transform(model, "fn3-channel{where=all}", example_inputs=(x,)).eval()
+    for subnet in (net.space.smallest(), net.space.at(0.5)):
+        slim = net.extract(subnet)
+        with net.activate(subnet):
+            assert torch.allclose(net(x), slim(x), rtol=1e-9)
