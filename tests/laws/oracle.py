@@ -2,6 +2,7 @@
 
 It reads the original parameters and literals only, so it shares neither the slicing of tensors nor
 the respelling of literals with what it checks: just the claim which positions belong together.
+Statistics over a dim that shrinks are those of its kept positions: a smaller net has its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from nestify.groups import Graph
+from nestify.rules import op_name
 from nestify.slicing import Keep
 
 
@@ -57,12 +59,48 @@ def _silenced_call(graph: Graph, keep: Keep, node: fx.Node, env: dict[fx.Node, A
         mask = torch.zeros(value.shape[dim], dtype=value.dtype)
         mask[keep.indices(expr)] = 1
         muted[source] = value * mask.view([-1 if d == dim else 1 for d in range(value.ndim)])
+    if any(not keep.is_full(expr) for expr in graph.calls[node].normalised):
+        return _own_statistics(graph, keep, node, env)
     args, kwargs = (
         fx.map_arg(part, lambda n: muted.get(n, env[n])) for part in (node.args, dict(node.kwargs))
     )
     if str(node.target).startswith("nestify.stochastic"):
         return args[0]
     return node.target(*args, **kwargs)
+
+
+def _own_statistics(graph: Graph, keep: Keep, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    """Run an op that takes statistics on kept positions alone, and put those back in their places;
+    the other places are zero, which nothing reads.
+    """
+
+    def kept(source: fx.Node) -> Any:
+        value = env[source]
+        for dim, expr in enumerate(graph.dims[source]):
+            value = value.index_select(dim, keep.indices(expr))
+        return value
+
+    args, kwargs = (list(fx.map_arg(node.args, kept)), fx.map_arg(dict(node.kwargs), kept))
+    op = op_name(node.target)
+    if op in ("layer_norm", "rms_norm"):
+        args[1] = list(args[0].shape[-len(args[1]) :])
+    elif op == "group_norm":
+        (groups,) = graph.calls[node].literals.values()
+        args[1] = len(keep.indices(groups))
+    else:
+        assert not graph.calls[node].literals, f"the oracle cannot run {op} on kept positions"
+    found = node.target(*args, **kwargs)
+    if not isinstance(found, tuple | list):
+        return _put_back(keep, found, graph.dims[node])
+    return [_put_back(keep, v, dims) for v, dims in zip(found, graph.dims[node], strict=True)]
+
+
+def _put_back(keep: Keep, value: torch.Tensor, dims: Any) -> torch.Tensor:
+    for dim, expr in enumerate(dims):
+        if not keep.is_full(expr):
+            shape = [*value.shape[:dim], expr.size, *value.shape[dim + 1 :]]
+            value = value.new_zeros(shape).index_copy(dim, keep.indices(expr), value)
+    return value
 
 
 def normalises_elastic(graph: Graph, keep: Keep) -> bool:
