@@ -352,3 +352,12 @@ def test_a_long_join_is_cut_in_pieces() -> None:
         piece, rest = split(rest, 3, WHY)
         assert piece is part
     assert rest is parts[-1]
+
+
+def test_a_cut_inside_a_row_leaves_the_other_rows_elastic() -> None:
+    rows, width = Dim(5), Dim(4)
+    first, rest = split(product([rows, width]), 10, WHY)
+    assert [leaf.size for leaf in leaves_of(rows)] == [2, 1, 2]
+    assert [leaf.size for leaf in leaves_of(width)] == [2, 2]
+    assert [dim.size for dim in dims_of(first)] == [2, 2, 2, 2]
+    assert (first.size, rest.size) == (10, 10)

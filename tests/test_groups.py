@@ -82,16 +82,16 @@ def test_fixed_dims_say_what_would_free_them() -> None:
     assert "nestify/rules" in fixed[Site("odd.weight", 0)].advice
 
 
-def test_a_cut_that_no_part_explains_advises_on_sizes() -> None:
+def test_a_view_that_no_part_explains_advises_on_sizes() -> None:
     class Uneven(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.wide = nn.Linear(4, 12)
-            self.out = nn.Linear(5, 2)
+            self.out = nn.Linear(4, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            rows = self.wide(x).view(-1, 3, 4).flatten(1)
-            return self.out(rows[:, :5])
+            columns = self.wide(x).view(-1, 3, 4).transpose(1, 2)
+            return self.out(columns.reshape(-1, 3, 4).relu())
 
     found = nestify.trace(Uneven(), example_inputs=(torch.randn(2, 4),)).fixed
     assert {dim.kind for dim in found} >= {"parts", "input", "output"}

@@ -229,13 +229,16 @@ def fix(expr: Expr, why: Reason) -> None:
             dim.ref = Const(dim.size, why)
 
 
-def show(expr: Expr) -> str:
-    """Print an expression: ``(3*d12:64)``, ``[d4:16 | 8]``; a Dim is its number and size."""
+def show(expr: Expr, *, names: bool = True) -> str:
+    """Print an expression: ``(3*d12:64)``, ``[d4:16 | 8]``; a Dim is its number and size.
+
+    Without ``names`` a Dim is its size, so that the text is the same in every run.
+    """
     expr = resolve(expr)
     if isinstance(expr, Dim):
-        return f"d{expr.uid}:{expr.size}"
+        return f"d{expr.uid}:{expr.size}" if names else str(expr.size)
     if isinstance(expr, Const):
         return str(expr.size)
     if isinstance(expr, Product):
-        return "(" + "*".join(show(part) for part in expr.factors) + ")"
-    return "[" + " | ".join(show(part) for part in expr.parts) + "]"
+        return "(" + "*".join(show(part, names=names) for part in expr.factors) + ")"
+    return "[" + " | ".join(show(part, names=names) for part in expr.parts) + "]"

@@ -22,6 +22,11 @@ from nestify.dims.reasons import Reason
 
 __all__ = ["factor", "split", "unify"]
 
+
+def _sizes(expr: Expr) -> str:
+    return show(expr, names=False)
+
+
 # --- unify ----------------------------------------------------------------------------------------
 
 
@@ -83,9 +88,8 @@ def _align_products(a: Product, b: Product, why: Reason) -> Iterator[tuple[Expr,
         if x.size == y.size:
             yield x, y
         elif x.size % y.size and y.size % x.size:
-            lost = why._replace(
-                text=f"{show(a)} and {show(b)} have no common factors", kind="parts"
-            )
+            text = f"{_sizes(a)} and {_sizes(b)} have no common factors"
+            lost = why._replace(text=text, kind="parts")
             for rest in (x, y, *left, *right):
                 fix(rest, lost)
             return
@@ -171,23 +175,23 @@ def _split_dim(dim: Dim, k: int, why: Reason) -> tuple[Expr, Expr]:
 
 
 def _split_product(item: Product, at: int, why: Reason) -> list[tuple[Expr, int]]:
-    """Rewrite the cut of a product as cuts of its first factor or of one of its copies."""
+    """Rewrite the cut of a product as cuts of its first factor and of one of its rows.
+
+    A row that the cut divides stays: the parts on both sides must know how many rows they have.
+    """
     head, *others = item.factors
     inner = product(others)
     rows, rest = divmod(at, inner.size)
-    if not rest and not isinstance(head, Const):
-        first, last = split(head, rows, why)
-        return [(product([first, inner]), at), (product([last, inner]), 0)]
-    if not isinstance(head, Const):
-        # The cut falls inside one row of an elastic factor: rows must stay countable.
-        text = f"cuts {show(item)} at {at}, inside one part of {inner.size}"
-        fix(head, why._replace(text=text, kind="parts"))
-        return [(resolve(item), at)]
-    before = product([Const(rows, head.reason), inner]) if rows else Const(0)
-    after = head.size - rows - bool(rest)
-    middle = [(inner, rest)] if rest else []
-    tail = product([Const(after, head.reason), inner]) if after else Const(0)
-    return [(before, before.size), *middle, (tail, 0)]
+    first, last = split(head, rows, why)
+    middle: list[tuple[Expr, int]] = []
+    if rest:
+        one, last = split(last, 1, why)
+        text = f"cuts {_sizes(item)} at {at}, inside this row"
+        fix(one, why._replace(text=text, kind="parts"))
+        inner = resolve(inner)  # where a dim is multiplied by itself, it was just split
+        middle.append((inner, rest))
+    before, after = product([first, inner]), product([last, inner])
+    return [(before, before.size), *middle, (after, 0)]
 
 
 # --- factor ---------------------------------------------------------------------------------------
@@ -214,7 +218,7 @@ def factor(expr: Expr, m: int, why: Reason) -> tuple[Expr, Expr]:
             found = _factor_concat(expr, m, why)
         if found:
             return found
-    text = f"cannot read {show(expr)} as {m} x {expr.size // m}"
+    text = f"cannot read {_sizes(expr)} as {m} x {expr.size // m}"
     fix(expr, why._replace(text=text, kind="parts"))
     return factor(expr, m, why)
 

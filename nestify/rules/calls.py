@@ -10,7 +10,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from nestify import dims
-from nestify.dims import Expr, Kind, Reason
+from nestify.dims import Const, Expr, Kind, Reason
 
 Dims = tuple[Expr, ...]
 Literal = Expr | int | tuple["Expr | int | None", ...]
@@ -78,6 +78,7 @@ class Call:
         self.op = op_name(node.target)
         self.args = bind_arguments(node)
         self._known = known
+        self._fixes = False
         self.out: Any = None
         self.literals: dict[str, Literal] = {}
         self.contracted: list[tuple[fx.Node, int]] = []
@@ -139,6 +140,7 @@ class Call:
 
     def fix(self, expr: Expr, text: str, kind: Kind = "positions") -> None:
         """Make ``expr`` constant, for the reason given and of the kind that tells what frees it."""
+        self._fixes = self._fixes or any(True for _ in dims.dims_of(expr))
         dims.fix(expr, self.why(text, kind))
 
     def number(self, expr: Expr, text: str) -> None:
@@ -147,6 +149,12 @@ class Call:
         Whether it is the batch shows at the end of the analysis; what is not is fixed then.
         """
         self.numbered.append((expr, self.why(text)))
+
+    def constant(self, size: int, text: str) -> Const:
+        """A new dim of constant size; where the call fixed a dim, what this one meets is fixed for
+        the same reason, ``text``.
+        """
+        return Const(size, self.why(text) if self._fixes else None)
 
     def split(self, expr: Expr, k: int) -> tuple[Expr, Expr]:
         """Cut ``expr`` after ``k`` positions."""

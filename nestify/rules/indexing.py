@@ -177,13 +177,15 @@ def _pad(call: Call) -> None:
         if not (before or after):
             continue
         if not constant:
-            call.fix(dims[at], "pads with other positions of this dim")
-            dims[at] = Const(dims[at].size + before + after)
+            why = "pads with other positions of this dim"
+            call.fix(dims[at], why)
+            dims[at] = call.constant(dims[at].size + before + after, why)
             continue
         _, middle, _ = cut(call, dims[at], max(0, -before), dims[at].size - max(0, -after))
         if middle.size != dims[at].size:
-            call.fix(dims[at], "crops this dim by a literal amount")
-            middle = Const(middle.size)
+            why = "crops this dim by a literal amount"
+            call.fix(dims[at], why)
+            middle = call.constant(middle.size, why)
         dims[at] = concat([Const(max(0, before)), resolve(middle), Const(max(0, after))])
     call.out = tuple(dims)
 
@@ -234,8 +236,9 @@ def _affine_grid(call: Call) -> None:
 
 def _multinomial(call: Call) -> None:
     dims = call.need("self")
-    call.fix(dims[-1], "multinomial draws from the positions of this dim")
-    call.out = (*dims[:-1], Const(call.out_shape[-1]))
+    why = "multinomial draws from the positions of this dim"
+    call.fix(dims[-1], why)
+    call.out = (*dims[:-1], call.constant(call.out_shape[-1], why))
 
 
 INDEXING: dict[str, Callable[[Call], Any]] = {

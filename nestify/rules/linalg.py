@@ -204,11 +204,12 @@ def _matrix(call: Call) -> None:
     if len(call.tensors()) > 1:
         raise ValueError(f"{call.op} is understood for one tensor; give its tolerances as numbers")
     *batch, rows, columns = call.dims_of(call.tensors()[0])
+    why = f"{call.op} reads its matrix as a whole"
     for expr in (rows, columns):
-        call.fix(expr, f"{call.op} reads its matrix as a whole")
+        call.fix(expr, why)
     val = call.node.meta["val"]
     results = [
-        (*batch, *(Const(int(n)) for n in tensor.shape[len(batch) :]))
+        (*batch, *(call.constant(int(n), why) for n in tensor.shape[len(batch) :]))
         for tensor in (val if isinstance(val, list | tuple) else [val])
     ]
     call.out = tuple(results) if isinstance(val, list | tuple) else results[0]

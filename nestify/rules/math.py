@@ -113,8 +113,9 @@ def _along(call: Call) -> None:
 def _topk(call: Call) -> None:
     dims = call.need("self")
     at = call.axis("dim", len(dims))
-    call.fix(dims[at], "topk compares the positions of this dim")
-    call.give((*dims[:at], Const(call.args["k"]), *dims[at + 1 :]))
+    why = "topk compares the positions of this dim"
+    call.fix(dims[at], why)
+    call.give((*dims[:at], call.constant(call.args["k"], why), *dims[at + 1 :]))
 
 
 def _triangle(call: Call) -> None:

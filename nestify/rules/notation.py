@@ -18,6 +18,7 @@ from nestify.dims import Const, Expr, product, tag
 from nestify.rules.calls import Call, Dims
 
 WINDOW = "slides over this dim"
+_BY_POSITION = "{} reads this dim by position"
 _TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+)")
 _RANKED = ("*s", "*k", "*t")
 
@@ -157,7 +158,7 @@ def _fix_consumed(line: Line, match: _Match, kept: set[str]) -> None:
     contracts, fixes = line.contracts.split(), line.fixes.split()
     for letter, expr in match.bound.items():
         if letter in fixes or (letter not in kept and letter not in contracts):
-            match.call.fix(expr, f"{match.call.op} reads this dim by position")
+            match.call.fix(expr, _BY_POSITION.format(match.call.op))
     for name, exprs in match.stars.items():
         if name not in kept:
             for expr in exprs:
@@ -175,6 +176,8 @@ def _output(match: _Match, tokens: list[tuple[str, ...]]) -> Dims:
             continue
         for letter in token:
             if letter not in match.bound:
-                match.bound[letter] = Const(shape[len(out)])
+                match.bound[letter] = match.call.constant(
+                    shape[len(out)], _BY_POSITION.format(match.call.op)
+                )
         out.append(product(match.bound[letter] for letter in token))
     return tuple(out)

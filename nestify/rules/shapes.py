@@ -231,8 +231,9 @@ def _stride(call: Call, expr: Expr, start: int, end: int, step: int) -> Expr:
         left, right = call.factor(expr, expr.size // step)
         call.fix(right, f"takes every {step}th position")
         return left
-    call.fix(expr, f"takes every {step}th position")
-    return Const(len(range(start, end, step)))
+    why = f"takes every {step}th position"
+    call.fix(expr, why)
+    return call.constant(len(range(start, end, step)), why)
 
 
 def _narrow(call: Call) -> None:
@@ -253,9 +254,10 @@ def _diagonal(call: Call) -> None:
         call.unify(dims[i], dims[j])
         call.out = (*kept, dims[i])
         return
+    why = "takes a diagonal of this dim"
     for d in (i, j):
-        call.fix(dims[d], "takes a diagonal of this dim")
-    call.out = (*kept, Const(call.out_shape[-1]))
+        call.fix(dims[d], why)
+    call.out = (*kept, call.constant(call.out_shape[-1], why))
 
 
 def _select(call: Call) -> None:
@@ -280,9 +282,11 @@ def _neighbours(call: Call) -> None:
     """Ops that join neighbouring positions of one dim; windows make one more dim, the last."""
     dims = call.need("self")
     at = call.axis("dim" if "dim" in call.args else "dimension", len(dims))
-    call.fix(dims[at], f"{call.op} joins neighbouring positions of this dim")
+    why = f"{call.op} joins neighbouring positions of this dim"
+    call.fix(dims[at], why)
     call.out = tuple(
-        Const(n) if d in (at, len(dims)) else dims[d] for d, n in enumerate(call.out_shape)
+        call.constant(n, why) if d in (at, len(dims)) else dims[d]
+        for d, n in enumerate(call.out_shape)
     )
 
 

@@ -26,7 +26,7 @@ def _mixed(call: Call, at: Sequence[int], why: str) -> None:
     dims, shape = call.need("self"), call.out_shape
     for d in at:
         call.fix(dims[d], why)
-    call.out = tuple(Const(n) if d in at else dims[d] for d, n in enumerate(shape))
+    call.out = tuple(call.constant(n, why) if d in at else dims[d] for d, n in enumerate(shape))
 
 
 def _transform(call: Call) -> None:

@@ -19,13 +19,14 @@ from nestify.errors import NestifyWarning
 from nestify.groups import Graph
 from nestify.nested import NestedModel
 from tests.laws.equalities import EVERYTHING, check_laws
+from tests.patterns.limits import LIMITS
 from tests.patterns.maps import MAPS
 from tests.patterns.modules import MODULES
 from tests.patterns.pattern import Pattern
 from tests.patterns.shapes import SHAPES
 from tests.patterns.tokens import TOKENS
 
-PATTERNS = {**MAPS, **TOKENS, **SHAPES, **MODULES}
+PATTERNS = {**MAPS, **TOKENS, **SHAPES, **MODULES, **LIMITS}
 TOLERANCE = {torch.float64: 1e-10, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 EVERY_NTH_SHIPS = 4
 
