@@ -29,6 +29,8 @@ _BLOCKS = {
     "wrap_with_set_grad_enabled": "torch.set_grad_enabled",
     "cond": "torch.cond",
 }
+# Ops that cut a tensor, and the dim that they cut where they have no argument for it.
+_SPLITS = {"chunk": 0, "split": 0, "tensor_split": 0, "vsplit": 0, "hsplit": 1, "dsplit": 2}
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -180,9 +182,10 @@ def _canonical(node: fx.Node) -> tuple[Any, Any, Any]:
     """Spell ops of many forms in the one form that the table has a rule for."""
     name = op_name(node.target)
     kwargs = dict(node.kwargs)
-    if name in ("chunk", "split", "tensor_split") or name.startswith("unsafe_"):
+    if name in _SPLITS or name.startswith("unsafe_"):
         bound = bind_arguments(node)
-        dim = bound.get("dim", 0)
+        rank = len(shape_of(cast(fx.Node, node.args[0])))
+        dim = min(bound.get("dim", _SPLITS.get(name, 0)), rank - 1)
         sizes = [int(piece.shape[dim]) for piece in node.meta["val"]]
         return torch.ops.aten.split_with_sizes.default, (bound["self"], sizes, dim), {}
     if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:

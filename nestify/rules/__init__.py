@@ -19,6 +19,7 @@ from nestify.rules.calls import (
     op_name,
     shape_of,
 )
+from nestify.rules.diagonals import DIAGONALS
 from nestify.rules.indexing import INDEXING
 from nestify.rules.linalg import LINALG
 from nestify.rules.lines import LINES
@@ -58,7 +59,7 @@ VIEWS = frozenset(
     "view _unsafe_view reshape view_as reshape_as flatten ravel unflatten permute transpose "
     "swapaxes swapdims t numpy_T mT adjoint matrix_H movedim moveaxis squeeze unsqueeze expand "
     "expand_as broadcast_to slice narrow select diagonal unbind split_with_sizes getitem detach "
-    "alias unfold real imag view_as_real view_as_complex atleast_1d atleast_2d atleast_3d "
+    "alias unfold as_strided real imag view_as_real view_as_complex atleast_1d atleast_2d atleast_3d "
     "broadcast_tensors".split()
 )
 
@@ -86,4 +87,5 @@ RULES: dict[str, Callable[[Call], Any]] = {
     **SHAPES,
     **INDEXING,
     **WRITES,
+    **DIAGONALS,
 }

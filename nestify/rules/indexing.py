@@ -191,10 +191,25 @@ def _pad(call: Call) -> None:
 
 
 def _roll(call: Call) -> None:
-    dims, named = call.need("self"), call.args["dims"]
+    dims = call.need("self")
+    named = call.args.get("dims", {"flipud": [0], "fliplr": [1]}.get(call.op))
     for d in named or range(len(dims)):
         call.fix(dims[d], f"{call.op} moves positions along this dim")
     call.out = dims
+
+
+def _rot90(call: Call) -> None:
+    dims, why = list(call.need("self")), "rot90 moves positions along this dim"
+    for d in call.args["dims"]:
+        call.fix(dims[d], why)
+        dims[d] = call.constant(call.out_shape[d], why)
+    call.out = tuple(dims)
+
+
+def _as_strided(call: Call) -> None:
+    for expr in call.need("self"):
+        call.fix(expr, "as_strided reads memory by strides; use view, permute or slices", "form")
+    call.out = tuple(Const(n) for n in call.out_shape)
 
 
 def _im2col(call: Call) -> None:
@@ -228,7 +243,7 @@ def _affine_grid(call: Call) -> None:
     """A map of places for each matrix; of ``size`` it reads the batch and the places only."""
     n, rows, columns = call.need("theta")
     for expr in (rows, columns):
-        call.fix(expr, "is the matrix of an affine map")
+        call.fix(expr, "is the matrix of an affine map", "named")
     _, *places, axes = call.out_shape
     call.out = (n, *(Const(k) for k in places), Const(axes))
     call.literals["size"] = (n, None, *[None] * len(places))
@@ -258,8 +273,9 @@ INDEXING: dict[str, Callable[[Call], Any]] = {
     "gather": _gather,
     "pad": _pad,
     "constant_pad_nd": _pad,
-    "roll": _roll,
-    "flip": _roll,
+    **dict.fromkeys(("roll", "flip", "fliplr", "flipud"), _roll),
+    "rot90": _rot90,
+    "as_strided": _as_strided,
     "im2col": _im2col,
     "col2im": _col2im,
     "pixel_unshuffle": _pixel_unshuffle,

@@ -100,23 +100,12 @@ def _matrix_power(call: Call) -> None:
     call.out = dims
 
 
-def _trace(call: Call) -> None:
-    """The sum of a diagonal: rows and columns stay and go together."""
-    rows, columns = call.need("self")
-    if rows.size != columns.size:
-        raise ValueError("trace is understood for square matrices")
-    call.unify(rows, columns)
-    call.contract("self", 0)
-    call.contract("self", 1)
-    call.out = ()
-
-
 def _cross(call: Call) -> None:
     names = ("self", "other")
     dims = call.broadcast([call.need(name) for name in names])
     if call.args["dim"] is None:
         raise ValueError("cross is understood with a dim; name the dim of size 3")
-    call.fix(dims[call.args["dim"]], "cross mixes the three positions of this dim")
+    call.fix(dims[call.args["dim"]], "cross mixes the three positions of this dim", "named")
     call.out = tuple(dims)
 
 
@@ -251,7 +240,6 @@ LINALG: dict[str, Callable[[Call], Any]] = {
     **dict.fromkeys(_NORMS.split(), _norm),
     "_weight_norm": _weight_norm,
     "renorm": _renorm,
-    "trace": _trace,
     "pairwise_distance": _pairwise_distance,
     "cdist": _cdist,
     "pdist": _pdist,

@@ -71,8 +71,11 @@ LINES: dict[str, Line] = {
         sizes={"r": "upscale_factor", "q": "upscale_factor"},
         fixes="r q h w",
     ),
-    "channel_shuffle": Line(
-        "n (g c) *s -> n (c g) *s", ("self",), sizes={"g": "groups"}, literals={"groups": "g"}
+    **dict.fromkeys(
+        ("channel_shuffle", "native_channel_shuffle"),
+        Line(
+            "n (g c) *s -> n (c g) *s", ("self",), sizes={"g": "groups"}, literals={"groups": "g"}
+        ),
     ),
     "grid_sampler": Line("n c *s, n *t two -> n c *t", ("input", "grid")),
     **{

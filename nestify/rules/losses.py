@@ -33,12 +33,24 @@ def _classes(call: Call) -> None:
     for node in (call.args["self"], call.args.get("weight")):
         if isinstance(node, fx.Node):
             dims = call.dims_of(node)
-            call.fix(dims[at if len(dims) > 1 else 0], f"{call.op} compares classes by number")
+            call.fix(
+                dims[at if len(dims) > 1 else 0],
+                f"{call.op} tells classes apart by number",
+                "named",
+            )
     others = [expr for d, expr in enumerate(scores) if d != at]
     if len(target) == len(scores):  # a share of each class
-        call.fix(target[at], f"{call.op} compares classes by number")
+        call.fix(target[at], f"{call.op} tells classes apart by number", "named")
         target = tuple(expr for d, expr in enumerate(target) if d != at)
     _reduce(call, call.broadcast([tuple(others), target]))
+
+
+def _distances(call: Call) -> None:
+    """Distances of feature vectors, one a sample, and a label for each where it is asked for."""
+    nodes = [node for node in call.tensors() if node is not call.args.get("target")]
+    *samples, features = call.broadcast([call.dims_of(node) for node in nodes])
+    call.normalised.append(features)
+    _reduce(call, call.broadcast([tuple(samples), call.dims("target") or ()]))
 
 
 LOSSES: dict[str, Callable[[Call], Any]] = {
@@ -49,5 +61,6 @@ LOSSES: dict[str, Callable[[Call], Any]] = {
         """.split(),
         _pointwise,
     ),
+    **dict.fromkeys(("triplet_margin_loss", "cosine_embedding_loss"), _distances),
     **dict.fromkeys("cross_entropy_loss nll_loss nll_loss2d nll_loss_nd".split(), _classes),
 }

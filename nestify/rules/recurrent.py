@@ -29,7 +29,7 @@ def _layers(gates: int) -> Callable[[Call], None]:
         visible, hidden = widths[0], widths[-1]
         projects = visible.size != hidden.size
         if projects:  # torch tells by the sizes alone, so a subnet's must never meet
-            call.fix(call.split(hidden, visible.size + 1)[0], _WIDER)
+            call.fix(call.split(hidden, visible.size + 1)[0], _WIDER, "named")
         else:
             call.unify(visible, hidden)
         for node in states:

@@ -145,6 +145,22 @@ def _cat(call: Call) -> None:
     _join(call, [call.dims_of(t) for t in tensors], at)
 
 
+def _column_stack(call: Call) -> None:
+    """Vectors as columns; matrices side by side."""
+    shapes = [call.dims_of(t) for t in call.args["tensors"]]
+    _join(call, [(*s, Const(1)) if len(s) == 1 else s for s in shapes], 1)
+
+
+def _depth_stack(call: Call) -> None:
+    """Maps one behind the other; a vector is a row of one."""
+    shapes: list[Dims] = []
+    for tensor in call.args["tensors"]:
+        dims = call.dims_of(tensor)
+        rows = (Const(1), *dims) if len(dims) == 1 else dims
+        shapes.append((*rows, Const(1)) if len(rows) == 2 else rows)
+    _join(call, shapes, 2)
+
+
 def _stack_along(axis: int) -> Callable[[Call], None]:
     """Make the rule of ``hstack`` (1) or ``vstack`` (0), which give a vector a dim where needed."""
 
@@ -245,21 +261,6 @@ def _narrow(call: Call) -> None:
     call.literals |= {"start": before, "length": middle}
 
 
-def _diagonal(call: Call) -> None:
-    """The main diagonal of a square: rows and columns are one dim; any other counts positions."""
-    dims = call.need("self")
-    i, j = (call.axis(name, len(dims)) for name in ("dim1", "dim2"))
-    kept = [expr for d, expr in enumerate(dims) if d not in (i, j)]
-    if dims[i].size == dims[j].size and not call.args["offset"]:
-        call.unify(dims[i], dims[j])
-        call.out = (*kept, dims[i])
-        return
-    why = "takes a diagonal of this dim"
-    for d in (i, j):
-        call.fix(dims[d], why)
-    call.out = (*kept, call.constant(call.out_shape[-1], why))
-
-
 def _select(call: Call) -> None:
     dims = call.need("self")
     at = call.axis("dim", len(dims))
@@ -313,13 +314,14 @@ SHAPES: dict[str, Callable[[Call], Any]] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "hstack": _stack_along(1),
     **dict.fromkeys(("vstack", "row_stack"), _stack_along(0)),
+    "column_stack": _column_stack,
+    "dstack": _depth_stack,
     "stack": _stack,
     "split_with_sizes": _split_with_sizes,
     "unbind": _unbind,
     operator.getitem.__name__: _getitem,
     "slice": _slice,
     "narrow": _narrow,
-    "diagonal": _diagonal,
     "select": _select,
     "glu": _glu,
     "diff": _neighbours,

@@ -17,7 +17,7 @@ def _view_as_real(call: Call) -> None:
 
 def _view_as_complex(call: Call) -> None:
     *dims, pair = call.need("self")
-    call.fix(pair, "is the real and the imaginary part")
+    call.fix(pair, "is the real and the imaginary part", "named")
     call.out = tuple(dims)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from nestify.dims import Const, Expr, concat, product, resolve
+from nestify.dims import Const, Expr, concat
 from nestify.rules.calls import Call, Dims
 from nestify.rules.shapes import cut
 
@@ -151,34 +151,6 @@ def _search(call: Call) -> None:
     call.out = values
 
 
-def _diag_embed(call: Call) -> None:
-    """A vector on a diagonal of a new matrix; the matrix is as large as the vector."""
-    dims = call.need("self")
-    if call.args["offset"]:
-        raise ValueError("diag_embed is understood for the main diagonal")
-    rank = len(dims) + 1
-    at = sorted(call.args[name] % rank for name in ("dim1", "dim2"))
-    lead = list(dims[:-1])
-    for d in at:
-        lead.insert(d, dims[-1])
-    call.out = tuple(lead)
-
-
-def _block_diag(call: Call) -> None:
-    shapes: Sequence[Dims] = [call.dims_of(node) for node in call.tensors()]
-    if any(len(shape) != 2 for shape in shapes):
-        raise ValueError("block_diag is understood for matrices; give vectors a dim of size 1")
-    call.out = tuple(concat(resolve(shape[d]) for shape in shapes) for d in (0, 1))
-
-
-def _kron(call: Call) -> None:
-    """Kronecker's product: row by row, column by column."""
-    left, right = call.need("self"), call.need("other")
-    rank = max(len(left), len(right))
-    a, b = ((*[Const(1)] * (rank - len(dims)), *dims) for dims in (left, right))
-    call.out = tuple(product([resolve(x), resolve(y)]) for x, y in zip(a, b, strict=True))
-
-
 WRITES: dict[str, Callable[[Call], Any]] = {
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scatter),
     **dict.fromkeys(("index_add", "index_copy", "index_fill", "index_reduce"), _index_write),
@@ -190,7 +162,4 @@ WRITES: dict[str, Callable[[Call], Any]] = {
     "one_hot": _one_hot,
     "embedding_bag": _embedding_bag,
     **dict.fromkeys(("bucketize", "searchsorted"), _search),
-    "diag_embed": _diag_embed,
-    "block_diag": _block_diag,
-    "kron": _kron,
 }

@@ -48,6 +48,16 @@ add("block_diag", torch.block_diag, "2* 3*, 4* 1, 2* 2*")
 add("diag_embed", torch.diag_embed, "2* 3*")
 add("diag_embed:dims", lambda x: x.diag_embed(dim1=0, dim2=2), "2* 3*")
 
+# --- diagonals ------------------------------------------------------------------------------------
+
+add("diagonal", lambda x: x.diagonal(1, 0, 2), "3 2* 4")
+add("diagonal:square", lambda x: x.diagonal(dim1=0, dim2=-1), "3* 2* 3*")
+add("diagonal:shifted", lambda x: x.diagonal(1, 0, 2), "3 2* 3")
+add("diag", torch.diag, "3* 3*")
+add("diag:vector", torch.diag, "3*")
+add("fill_diagonal", lambda x: x.clone().fill_diagonal_(0.0), "3* 3*")
+add("diagonal_scatter", lambda x, s: x.diagonal_scatter(s, 0, 1, 2), "2* 3* 3*, 2* 3*")
+
 # --- norms and distances --------------------------------------------------------------------------
 
 add("norm", packet("norm"), "3* 4*")
@@ -150,6 +160,8 @@ for _name in """
     _none = f"{_name}:none"
     add(_name, packet(_name), "3* 4*, s: 3* 4*")
     add(_none, lambda x, y, n=_name: getattr(aten, n)(x, y, reduction=0), "3* 4*, s: 3* 4*")
+add("triplet_margin_loss", F.triplet_margin_loss, "3* 4*, 3* 4*, 3* 4*")
+add("cosine_embedding_loss", F.cosine_embedding_loss, "3* 4*, 3* 4*, s: 3*")
 add("poisson_nll_loss", lambda x, y: F.poisson_nll_loss(x, y), "3* 4*, 3* 4*")
 add("margin_ranking_loss", F.margin_ranking_loss, "4*, 4*, 4*")
 add("cross_entropy_loss", F.cross_entropy, "3* 4, i4: 3*")

@@ -359,6 +359,7 @@ add(
 add("pixel_shuffle", lambda x: F.pixel_shuffle(x, 2), "2* 12* 3 3")
 add("pixel_unshuffle", lambda x: F.pixel_unshuffle(x, 2), "2* 3* 4 6")
 add("channel_shuffle", lambda x: F.channel_shuffle(x, 2), "2* 6* 3* 3*")
+add("native_channel_shuffle", lambda x: aten.native_channel_shuffle(x, 3), "2* 6* 2* 2*")
 add("im2col", lambda x: F.unfold(x, 2), "2* 3* 4 4")
 add("col2im", lambda x: F.fold(x, (4, 4), 2, stride=2), "2* 12* 4")
 add("unfold", lambda x: x.unfold(1, 2, 1), "2* 5 3*")

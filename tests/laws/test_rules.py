@@ -26,7 +26,7 @@ from tests.laws.samples import SAMPLES
 aten = torch.ops.aten
 
 # Capture spells these in the terms of other ops; their samples prove that.
-REWRITTEN = {"chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split"}
+REWRITTEN = set("chunk split tensor_split hsplit vsplit dsplit unsafe_chunk unsafe_split".split())
 # Capture drops these: they compute nothing.
 DROPPED = {"_assert_tensor_metadata"}
 
@@ -128,6 +128,9 @@ REFUSED = {
     "trace of what is not square": Sample(torch.trace, "2 3"),
     "a product of three matrices": Sample(lambda *m: torch.linalg.multi_dot(m), "2 3, 3 4, 4 5"),
     "diag_embed off the diagonal": Sample(lambda x: x.diag_embed(1), "2 3"),
+    "diag of what is not square": Sample(torch.diag, "2 3"),
+    "fill_diagonal of a long matrix": Sample(lambda x: x.clone().fill_diagonal_(0.0), "2 3"),
+    "diagonal_scatter off it": Sample(lambda x, s: x.diagonal_scatter(s, 1), "3 3, 2"),
     "block_diag of a vector": Sample(torch.block_diag, "3, 2 2"),
     "solve for a vector": Sample(lambda x, y: torch.linalg.solve(x @ x.mT, y), "2 3 3, 2 3"),
     "repeat_interleave of a flat tensor": Sample(lambda x: x.repeat_interleave(2), "2 3"),
