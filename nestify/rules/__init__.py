@@ -59,8 +59,8 @@ VIEWS = frozenset(
     "view _unsafe_view reshape view_as reshape_as flatten ravel unflatten permute transpose "
     "swapaxes swapdims t numpy_T mT adjoint matrix_H movedim moveaxis squeeze unsqueeze expand "
     "expand_as broadcast_to slice narrow select diagonal unbind split_with_sizes getitem detach "
-    "alias unfold as_strided real imag view_as_real view_as_complex atleast_1d atleast_2d atleast_3d "
-    "broadcast_tensors".split()
+    "alias unfold as_strided real imag view_as_real view_as_complex atleast_1d atleast_2d "
+    "atleast_3d broadcast_tensors".split()
 )
 
 # Ops that give their operand's values as they are, perhaps in other memory.
