@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,7 @@ from nestify.errors import UsageError
 from nestify.groups import Graph, analyse
 from nestify.inputs import infer_inputs
 from nestify.nested import NestedModel
-from nestify.passes import parse_recipe
+from nestify.passes import calibrated, parse_recipe
 
 __all__ = ["estimate", "trace", "transform"]
 
@@ -53,6 +53,8 @@ def transform(
     recipe: str,
     example_inputs: tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    calibration: Iterable[Any] | None = None,
 ) -> NestedModel:
     """Compile a model into a nested family of networks; the model itself is not changed.
 
@@ -61,13 +63,17 @@ def transform(
     >>> nestify.transform(net, "fn3-neuron", example_inputs=(torch.randn(1, 4),)).space.num_subnets
     8
 
-    A recipe that rewrites and chooses nothing (``root-8``) gives a family of one.
+    A recipe that rewrites and chooses nothing (``root-8``) gives a family of one. ``calibration``
+    holds batches of inputs, or (inputs, labels), for passes that fit weights to data
+    (``root-8{init=project}``); without it they take the example inputs.
 
     Raises:
         UsageError: an unknown recipe or option, or a recipe that finds nothing to do.
         CaptureError: the model cannot be captured.
     """
     passes = parse_recipe(recipe)
+    if calibration is not None:
+        passes = calibrated(passes, calibration)
     graph = trace(model, example_inputs, example_kwargs)
     for step in passes:
         graph = step.apply(graph)

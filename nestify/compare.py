@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["relative_error"]
+__all__ = ["relative_distance", "relative_error"]
 
 
 def relative_error(a: Any, b: Any) -> float:
@@ -24,6 +24,19 @@ def relative_error(a: Any, b: Any) -> float:
     if [x.shape for x in left] != [y.shape for y in right]:
         return float("inf")
     return max((_error(x, y) for x, y in zip(left, right, strict=True)), default=0.0)
+
+
+def relative_distance(a: Any, b: Any) -> float:
+    """The 2-norm of the difference of two equal pytrees of tensors, relative to that of ``a``.
+
+    >>> relative_distance([torch.tensor([3.0]), torch.tensor([4.0])], [torch.zeros(1)] * 2)
+    1.0
+    """
+    trees = (pytree.tree_leaves(tree) for tree in (a, b))
+    left, right = ([_real(x) for x in leaves if isinstance(x, torch.Tensor)] for leaves in trees)
+    apart = sum(float((x - y).square().sum()) for x, y in zip(left, right, strict=True))
+    size = sum(float(x.square().sum()) for x in left)
+    return (apart / max(size, 1e-300)) ** 0.5
 
 
 def _error(a: torch.Tensor, b: torch.Tensor) -> float:

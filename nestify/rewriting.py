@@ -84,6 +84,17 @@ class Rewriter:
         made.meta = {"path": ""}
         return made
 
+    def tensor_node(self, before: fx.Node, name: str, tensor: torch.Tensor) -> fx.Node:
+        """:meth:`add_tensor`, or the node that reads that tensor already."""
+        known = self.graph.find_nodes(op="get_attr", target=name)
+        return known[0] if known else self.add_tensor(before, name, tensor)
+
+    def drop_tensor(self, name: str) -> None:
+        """Take a tensor out of the model; nothing must read it any more when the edit is done."""
+        del self.tensors[name]
+        for alias in [alias for alias, own in self.aliases.items() if own == name]:
+            del self.aliases[alias]
+
     def insert_call(
         self,
         after: fx.Node,

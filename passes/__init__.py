@@ -10,13 +10,13 @@ import dataclasses
 import difflib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from nestify.errors import UsageError
 from nestify.groups import Graph
 
-__all__ = ["PASSES", "Pass", "parse_recipe"]
+__all__ = ["PASSES", "Pass", "calibrated", "parse_recipe"]
 
 
 class Pass(Protocol):
@@ -58,6 +58,17 @@ def parse_recipe(recipe: str) -> tuple[Pass, ...]:
     return tuple(_parse_pass(part.strip(), recipe) for part in recipe.split("+"))
 
 
+def calibrated(passes: Sequence[Pass], batches: Iterable[Any]) -> tuple[Pass, ...]:
+    """The passes with calibration data for those that read any (a field ``calibration``)."""
+    kept = list(batches)
+
+    def given(step: Any) -> Any:
+        reads = any(field.name == "calibration" for field in dataclasses.fields(step))
+        return dataclasses.replace(step, calibration=kept) if reads else step
+
+    return tuple(given(step) for step in passes)
+
+
 def _parse_pass(text: str, recipe: str) -> Pass:
     match = _PASS.fullmatch(text)
     name = match.group(1) if match else text
@@ -71,8 +82,8 @@ def _parse_pass(text: str, recipe: str) -> Pass:
         )
     module, _, cls = PASSES[name].partition(":")
     kind: Any = getattr(importlib.import_module(module), cls)
-    given = (f for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING)
-    fields = {f.name: type(f.default) for f in given if f.init}
+    said = (str, int, float, bool)  # what text can say: not the number of root-N, not data
+    fields = {f.name: type(f.default) for f in dataclasses.fields(kind) if type(f.default) in said}
     options: dict[str, Any] = {}
     for item in filter(None, (match.group(2) or "").split(",")):
         key, _, value = (piece.strip() for piece in item.partition("="))

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from nestify.errors import NestifyWarning, UsageError
 from nestify.groups import Change, Graph
+from nestify.passes.choosing import Choice
 from nestify.passes.group_map import GroupMap
 from nestify.passes.grouped_weights import INITS, regroup
+from nestify.passes.projection import project
 from nestify.passes.spatial import Spatial, find_spatial
 from nestify.rewriting import Rewriter
 
 __all__ = ["FilterGroups", "Grouping"]
 
 _EMBEDS = ("existing", "insert", "none")
+_SIZES = ("equal", "free")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,13 @@ class Grouping:
 class FilterGroups:
     """Groups the spatial convolutions of every stage; see the subclasses for how many.
 
-    ``number`` is the N of the recipe. ``init`` is ``he`` (new weights, for the smaller fan-in) or
-    ``extract`` (the blocks of the dense kernel). ``embed`` says what to do where no 1 x 1
-    convolution follows: ``existing`` leaves the convolution as it is, ``insert`` adds one, ``none``
-    groups it all the same. ``groups`` sets single stages or modules: ``2:4;conv3:1``.
+    ``number`` is the N of the recipe. ``init`` is ``he`` (new weights, for the smaller fan-in),
+    ``extract`` (the blocks of the dense kernel) or ``project`` (fitted to a trained network on
+    ``calibration``, batches of inputs or (inputs, labels); the example inputs where there are
+    none). ``embed`` says what to do where no 1 x 1 convolution follows: ``existing`` leaves the
+    convolution as it is, ``insert`` adds one, ``none`` groups it all the same. ``groups`` sets
+    single stages or modules: ``2:4;conv3:1``. ``sizes=free`` lets the groups of a layer differ in
+    size, at no more MACs than equal ones (with ``project``).
 
     Raises:
         UsageError: an option out of range.
@@ -56,6 +62,8 @@ class FilterGroups:
     init: str = "he"
     embed: str = "existing"
     groups: str = ""
+    sizes: str = "equal"
+    calibration: Iterable[Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.number < 1:
@@ -63,9 +71,12 @@ class FilterGroups:
         for option, value, valid in (
             ("init", self.init, INITS),
             ("embed", self.embed, _EMBEDS),
+            ("sizes", self.sizes, _SIZES),
         ):
             if value not in valid:
                 raise UsageError(f"{option} must be {' or '.join(valid)}; got {value!r}")
+        if self.sizes == "free" and self.init != "project":
+            raise UsageError("sizes=free needs init=project: data must say which sizes are good")
         GroupMap.parse(self.groups)
 
     def degree(self, stage: int) -> int:
@@ -80,14 +91,35 @@ class FilterGroups:
         """
         edit = Rewriter(graph)
         plan = self.plan(graph)
-        for step in plan:
-            if step.groups > 1:
-                regroup(edit, step.conv, step.groups, self.init, inserts=step.inserts)
-        if not any(step.groups > 1 for step in plan):
+        chosen = [step for step in plan if step.groups > 1]
+        if not chosen:
             raise UsageError(self._nothing(plan))
         for text in _warnings(plan):
             warnings.warn(f"{self._recipe}: {text}", NestifyWarning, stacklevel=2)
+        if self.init == "project":
+            return self._projected(graph, plan)
+        for step in chosen:
+            regroup(edit, step.conv, step.groups, self.init, inserts=step.inserts)
         return edit.finish(tuple(self._change(step) for step in plan))
+
+    def _projected(self, graph: Graph, plan: Sequence[Grouping]) -> Graph:
+        chosen = {step.conv: step for step in plan if step.groups > 1}
+        done = project(
+            graph,
+            {conv: step.groups for conv, step in chosen.items()},
+            {conv.weight: step.inserts for conv, step in chosen.items()},
+            self.calibration,
+            free=self.sizes == "free",
+        )
+        changes = [self._change(step, done.choices.get(step.conv.weight)) for step in plan]
+        data = "example inputs" if self.calibration is None else "calibration data"
+        left = f"; too wide to fit: {', '.join(done.unfitted)}" if done.unfitted else ""
+        whole = (
+            f"relative error of the outputs on the {data}: {done.error:.2e} "
+            f"(plain block extraction: {done.plain_error:.2e}){left}"
+        )
+        done.graph.changes = (*graph.changes, *changes, Change(self._recipe, "", whole))
+        return done.graph
 
     def plan(self, graph: Graph) -> tuple[Grouping, ...]:
         """What would be done to each spatial convolution of ``graph``, in graph order."""
@@ -111,19 +143,27 @@ class FilterGroups:
             return replace(grouping, groups=1, why=why)
         return replace(grouping, inserts=not conv.mixed and self.embed == "insert")
 
-    def _change(self, step: Grouping) -> Change:
+    def _change(self, step: Grouping, choice: Choice | None = None) -> Change:
         conv = step.conv
         if step.groups == 1:
             why = step.why or f"one group is what stage {conv.stage} gets"
             return Change(self._recipe, conv.name, f"left as it is: {why}", done=False)
         short = f" ({step.asked} asked)" if step.groups != step.asked else ""
         added = ", and a new 1x1 convolution behind them" if step.inserts else ""
-        return Change(
-            self._recipe,
-            conv.name,
-            f"{step.groups} filter groups{short} of {conv.inputs // step.groups} to "
-            f"{conv.outputs // step.groups} channels{added}; stage {conv.stage}, init={self.init}",
-        )
+        sizes = choice.sizes if choice else ()
+        if len(set(sizes)) > 1:
+            runs = ", ".join(f"{inputs} to {outputs}" for outputs, inputs in sizes)
+            groups = f"{len(sizes)} filter groups ({step.asked} asked) of {runs} channels"
+        else:
+            groups = (
+                f"{step.groups} filter groups{short} of {conv.inputs // step.groups} to "
+                f"{conv.outputs // step.groups} channels"
+            )
+        fit = ""
+        if choice:
+            fit = f", error {choice.error:.2e} (plain block extraction: {choice.plain_error:.2e})"
+        what = f"{groups}{added}; stage {conv.stage}, init={self.init}{fit}"
+        return Change(self._recipe, conv.name, what)
 
     @property
     def _recipe(self) -> str:

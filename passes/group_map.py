@@ -17,6 +17,8 @@ __all__ = ["GroupMap"]
 class GroupMap:
     """Stage number, module path or pattern -> number of filter groups; later entries win.
 
+    A number is a stage where the model has that many, else the name of a module.
+
     >>> GroupMap.parse("0:8;layer3.*.conv2:2").entries
     {'0': 8, 'layer3.*.conv2': 2}
     """
@@ -49,7 +51,7 @@ class GroupMap:
         """
         found: dict[str, int] = {}
         for key, number in self.entries.items():
-            hits = [c for c in convs if _speaks_of(key, c)]
+            hits = [c for c in convs if str(c.stage) == key] or [c for c in convs if _names(key, c)]
             if not hits:
                 names = [c.name for c in convs]
                 close = difflib.get_close_matches(key, names, 1)
@@ -63,9 +65,7 @@ class GroupMap:
         return found
 
 
-def _speaks_of(key: str, conv: Spatial) -> bool:
-    if key.isdigit():
-        return conv.stage == int(key)
+def _names(key: str, conv: Spatial) -> bool:
     return conv.name.startswith(f"{key}.") or fnmatchcase(conv.name, key)
 
 

@@ -8,6 +8,9 @@ al., 2015, as Deep Roots modifies it for compound layers): std = sqrt(2 / (k * k
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import fx, nn
@@ -16,13 +19,18 @@ from nestify.passes.spatial import Spatial
 from nestify.rewriting import Rewriter
 from nestify.rules import bind_arguments
 
-__all__ = ["INITS", "diagonal_blocks", "regroup"]
+__all__ = ["INITS", "diagonal_blocks", "divide", "regroup"]
 
-INITS = ("he", "extract")
+INITS = ("he", "extract", "project")
 
 
-def regroup(edit: Rewriter, conv: Spatial, groups: int, init: str, *, inserts: bool) -> None:
-    """Give ``conv`` that many filter groups in ``edit``; ``inserts`` adds a 1 x 1 behind it."""
+def regroup(
+    edit: Rewriter, conv: Spatial, groups: int, init: str, *, inserts: bool
+) -> list[fx.Node]:
+    """Give ``conv`` that many filter groups in ``edit``; ``inserts`` adds a 1 x 1 behind it.
+
+    Returns the calls of that 1 x 1, one behind each call of the convolution.
+    """
     dense = edit.tensors[conv.weight]
     kernel = diagonal_blocks(dense.detach(), groups).clone()
     if init == "he":
@@ -35,8 +43,55 @@ def regroup(edit: Rewriter, conv: Spatial, groups: int, init: str, *, inserts: b
     edit.replace_tensor(conv.weight, _as(dense, kernel))
     for node in conv.nodes:
         edit.set_argument(node, "groups", groups)
-    if inserts:
-        _insert_embedding(edit, conv, dense, init)
+    return _insert_embedding(edit, conv, dense, conv.nodes, init) if inserts else []
+
+
+def divide(
+    edit: Rewriter, conv: Spatial, sizes: Sequence[tuple[int, int]], *, inserts: bool
+) -> tuple[dict[fx.Node, tuple[fx.Node, int]], list[fx.Node]]:
+    """Give ``conv`` filter groups of unequal sizes, (outputs, inputs) each, from its kernel.
+
+    Groups of one size that stand side by side are one grouped convolution; those of each size read
+    their run of channels and their outputs are joined again. Returns each new convolution with the
+    call that it was a part of and its first output channel, and the calls of an added 1 x 1.
+    """
+    dense = edit.tensors[conv.weight]
+    runs = [(*size, len(list(same))) for size, same in groupby(sizes)]
+    parts: dict[fx.Node, tuple[fx.Node, int]] = {}
+    ends: list[fx.Node] = []
+    for node in conv.nodes:
+        bound = bind_arguments(node)
+        source, bias = bound["input"], bound["bias"]
+        widths = [inputs * count for _, inputs, count in runs]
+        pieces = edit.insert_call(
+            node, torch.ops.aten.split_with_sizes.default, (source, widths, 1), path=conv.name
+        )
+        last, made, at, first = pieces, list[fx.Node](), 0, 0
+        for index, (outputs, inputs, count) in enumerate(runs):
+            rows = slice(at, at + outputs * count)
+            name = f"{conv.name}.{index}"
+            block = dense.detach()[rows, first : first + inputs * count]
+            tensors = {"weight": _as(dense, diagonal_blocks(block, count).clone())}
+            if bias is not None:
+                old = edit.tensors[str(bias.target)]
+                tensors["bias"] = _as(old, old.detach()[rows].clone())
+            read = {
+                role: edit.tensor_node(node, f"{name}.{role}", t) for role, t in tensors.items()
+            }
+            piece = edit.insert_call(last, operator.getitem, (pieces, index), path=conv.name)
+            args = {**bound, "input": piece, **read, "groups": count}
+            last = edit.insert_call(piece, node.target, tuple(args.values()), path=name)
+            parts[last] = (node, at)
+            made.append(last)
+            at, first = at + outputs * count, first + inputs * count
+        joined = edit.insert_call(last, torch.ops.aten.cat.default, (made, 1), path=conv.name)
+        edit.divert(node, joined)
+        ends.append(joined)
+    edit.drop_tensor(conv.weight)
+    bias = bind_arguments(conv.nodes[0])["bias"]
+    if bias is not None:
+        edit.drop_tensor(str(bias.target))
+    return parts, _insert_embedding(edit, conv, dense, ends, "extract") if inserts else []
 
 
 def diagonal_blocks(kernel: torch.Tensor, groups: int) -> torch.Tensor:
@@ -65,7 +120,9 @@ def _as(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(values, requires_grad=tensor.requires_grad)
 
 
-def _insert_embedding(edit: Rewriter, conv: Spatial, dense: torch.Tensor, init: str) -> None:
+def _insert_embedding(
+    edit: Rewriter, conv: Spatial, dense: torch.Tensor, ends: Sequence[fx.Node], init: str
+) -> list[fx.Node]:
     """A linear combination of the filters of all groups; the identity where weights are kept."""
     window = [1] * (dense.ndim - 2)
     weight = dense.new_zeros(conv.outputs, conv.outputs, *window)
@@ -76,9 +133,12 @@ def _insert_embedding(edit: Rewriter, conv: Spatial, dense: torch.Tensor, init: 
     path = edit.free_name(f"{conv.name}_embedding")
     first = conv.nodes[0]
     read = edit.add_tensor(first, f"{path}.weight", nn.Parameter(weight))
-    for node in conv.nodes:
+    made: list[fx.Node] = []
+    for node in ends:
         added = edit.insert_call(node, _POINTWISE[dense.ndim - 2], (node, read), path=path)
         edit.divert(node, added)
+        made.append(added)
+    return made
 
 
 _POINTWISE = {

@@ -18,7 +18,7 @@ from nestify.blocks import immediate_dominators
 from nestify.groups import Graph
 from nestify.rules import CONVOLUTIONS, Call, shape_of
 
-__all__ = ["Spatial", "find_spatial", "joins_activations"]
+__all__ = ["Spatial", "embeddings", "find_spatial", "joins_activations"]
 
 _STEP = 1.5  # a window without padding shrinks a map by less, a stride of 2 by more
 
@@ -86,6 +86,21 @@ def find_spatial(graph: Graph) -> tuple[Spatial, ...]:
     return tuple(found)
 
 
+def embeddings(graph: Graph, conv: Spatial) -> list[fx.Node]:
+    """The 1 x 1 convolutions and linear maps that mix the channels of ``conv``, in graph order."""
+    behind = set(conv.nodes)
+    found: list[fx.Node] = []
+    for node in graph.nodes:
+        if node not in graph.calls or not behind.intersection(node.all_input_nodes):
+            continue
+        if not graph.calls[node].macs:
+            if not joins_activations(graph, node):
+                behind.add(node)
+        elif node not in behind and _mixes(graph.calls[node]):
+            found.append(node)
+    return found
+
+
 def joins_activations(graph: Graph, node: fx.Node) -> bool:
     """Whether ``node`` sums two operands that both carry data of the input."""
     if node not in graph.calls or graph.calls[node].op not in ("add", "sub"):
@@ -144,11 +159,16 @@ def _ends_mixed(graph: Graph, reader: fx.Node, known: dict[fx.Node, bool]) -> bo
     call = graph.calls.get(reader)
     if call is None:  # the output
         return False
-    if call.op == "linear":
-        return True
+    if call.macs:
+        return _mixes(call)
+    return not joins_activations(graph, reader) and known[reader]
+
+
+def _mixes(call: Call) -> bool:
+    """Whether a call makes each output of all channels of a position: the embedding."""
     if call.op in CONVOLUTIONS:
         return _is_pointwise(call) and call.args["groups"] == 1
-    return not call.macs and not joins_activations(graph, reader) and known[reader]
+    return call.op == "linear"
 
 
 class _Place(NamedTuple):

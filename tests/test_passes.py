@@ -120,7 +120,7 @@ def test_heads_of_a_vit_are_units() -> None:
         ("root-N", ["unknown recipe", "root-N"]),
         ("fn3-channel-8", ["unknown recipe"]),
         ("root-0", ["root-N needs N >= 1", "0"]),
-        ("root-8{init=xavier}", ["init must be he or extract", "'xavier'"]),
+        ("root-8{init=xavier}", ["init must be he or extract or project", "'xavier'"]),
         ("root-8{embed=maybe}", ["existing or insert or none"]),
         ("root-8{groups=conv}", ["'conv'", "NAME:NUMBER"]),
         ("root-8{groups=stem:2}", ["no stage or spatial convolution 'stem'", "stages: none"]),

@@ -1,0 +1,190 @@
+"""``init=project``: filter groups for a network that is trained, fitted to calibration data.
+
+Beyond the paper, which trains from scratch. Channels are put in an order in which the diagonal
+blocks of each kernel keep the most (that alone changes nothing: every tensor moves alike); then,
+call by call, each grouped kernel and each 1 x 1 convolution behind it is fitted, by least squares,
+to what the dense network gives, on inputs as the grouped network has them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from nestify.compare import relative_distance
+from nestify.groups import Graph
+from nestify.passes.choosing import Choice, choose_blocks, sampled
+from nestify.passes.fitting import Fit
+from nestify.passes.grouped_weights import divide, regroup
+from nestify.passes.patches import Window
+from nestify.passes.spatial import Spatial, embeddings, find_spatial
+from nestify.passes.walking import Stop, Walk, flat_batches
+from nestify.rewriting import Rewriter, permuted
+from nestify.rules import bind_arguments
+from nestify.trees import get_tensor
+
+__all__ = ["Projected", "project"]
+
+_MOST_INPUTS = 8192  # a linear layer of more is left unfitted: its moments would take over 0.5 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """The grouped network, what was chosen for each kernel, and how far its outputs are off.
+
+    ``error`` and ``plain_error`` are relative errors of the network's outputs on the calibration
+    batches: of this network, and of the one that plain block extraction gives.
+    """
+
+    graph: Graph
+    choices: Mapping[str, Choice]
+    error: float
+    plain_error: float
+    unfitted: tuple[str, ...]
+
+
+class _Part(NamedTuple):
+    """What a call of the grouped network must follow: outputs from ``first`` on of a dense call."""
+
+    dense: str
+    first: int = 0
+
+
+def project(
+    graph: Graph,
+    plan: Mapping[Spatial, int],
+    inserts: Mapping[str, bool],
+    calibration: Any,
+    *,
+    free: bool,
+) -> Projected:
+    """Give each convolution of ``plan`` its number of groups, fitted to ``calibration`` batches.
+
+    ``inserts`` says by weight where a 1 x 1 convolution is added; ``free`` lets the sizes of the
+    groups of a layer differ, at no more MACs.
+    """
+    batches = flat_batches(graph.capture, calibration)
+    choices, layout = choose_blocks(graph, plan, batches, free=free)
+    moved = Rewriter(graph)
+    for name, tensor in permuted(graph, layout.orders).items():
+        moved.replace_tensor(name, tensor)
+    dense = moved.finish(())
+    convs = [conv for conv in find_spatial(dense) if conv.weight in choices]
+    edit = Rewriter(dense)
+    parts: dict[str, _Part] = {}
+    for conv in convs:
+        parts |= _rewritten(edit, conv, choices[conv.weight], inserts=inserts[conv.weight])
+    grouped = edit.finish(())
+    wide: list[str] = []
+    for conv in convs:
+        for node in embeddings(dense, conv):
+            if bind_arguments(node)["weight"].meta["val"].shape[1] > _MOST_INPUTS:
+                wide.append(node.name)
+            else:
+                parts.setdefault(node.name, _Part(node.name))
+    error, fitted = _fitted(dense, grouped, parts, batches)
+    final = Rewriter(grouped)
+    for name, tensor in fitted.items():
+        final.replace_tensor(name, tensor)
+    plain = Rewriter(graph)
+    for conv, groups in plan.items():
+        regroup(plain, conv, groups, "extract", inserts=inserts[conv.weight])
+    reference = Walk(graph, batches).run()
+    plain_error = relative_distance(reference, Walk(plain.finish(()), batches).run())
+    return Projected(final.finish(()), choices, error, plain_error, tuple(dict.fromkeys(wide)))
+
+
+def _rewritten(edit: Rewriter, conv: Spatial, choice: Choice, *, inserts: bool) -> dict[str, _Part]:
+    """Group one convolution; which call of the new graph follows which of the dense one."""
+    node = conv.nodes[0]
+    parts: dict[str, _Part] = {}
+    if len(set(choice.sizes)) == 1:
+        added = regroup(edit, conv, len(choice.sizes), "extract", inserts=inserts)
+        parts[node.name] = _Part(node.name)
+    else:
+        divided, added = divide(edit, conv, choice.sizes, inserts=inserts)
+        for made, (whole, first) in divided.items():
+            parts[made.name] = _Part(whole.name, first)
+    return parts | {call.name: _Part(node.name) for call in added}
+
+
+def _fitted(
+    dense: Graph, grouped: Graph, parts: Mapping[str, _Part], batches: Sequence[list[Any]]
+) -> tuple[float, dict[str, Tensor]]:
+    """Fit every call of ``parts`` in order; the error of the outputs, and the new tensors."""
+    pending = Counter(part.dense for part in parts.values())
+    reference, walk = Walk(dense, batches), Walk(grouped, batches)
+    targets = _targets(reference, set(pending))
+    seen: dict[str, list[Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
+    for stop in walk.stops():
+        part = parts.get(stop.node.name)
+        if part is None:
+            continue
+        while part.dense not in seen:
+            name, outputs = next(targets)
+            seen[name] = outputs
+        names = _weights(stop.node)
+        if names[0] not in tensors:  # a shared layer is fitted where it runs first
+            _fit(walk.root, stop, names, [y[:, part.first :] for y in seen[part.dense]])
+            tensors |= {name: get_tensor(walk.root, name) for name in names if name}
+        pending[part.dense] -= 1
+        if not pending[part.dense]:
+            seen[part.dense] = []
+    for _ in targets:
+        pass
+    error = relative_distance(reference.leaves(), walk.leaves())
+    return error, {name: _as_before(grouped, name, tensor) for name, tensor in tensors.items()}
+
+
+def _as_before(graph: Graph, name: str, tensor: Tensor) -> Tensor:
+    old, values = graph.capture.tensors[name], tensor.detach().clone()
+    if not isinstance(old, nn.Parameter):
+        return values
+    return nn.Parameter(values, requires_grad=old.requires_grad)
+
+
+def _targets(walk: Walk, wanted: set[str]) -> Iterator[tuple[str, list[Tensor]]]:
+    for stop in walk.stops():
+        if stop.node.name in wanted:
+            yield stop.node.name, stop.outputs()
+
+
+def _weights(node: fx.Node) -> tuple[str, str | None]:
+    bound = bind_arguments(node)
+    bias = bound["bias"]
+    return str(bound["weight"].target), None if bias is None else str(bias.target)
+
+
+def _fit(
+    root: nn.Module, stop: Stop, names: tuple[str, str | None], targets: Sequence[Tensor]
+) -> None:
+    """Fit one call group by group, and write what was found into ``root``."""
+    window = Window(stop.node)
+    groups: int = bind_arguments(stop.node).get("groups", 1)
+    weight = get_tensor(root, names[0])
+    bias = None if names[1] is None else get_tensor(root, names[1])
+    count = len(weight) // groups
+    fits = [
+        Fit(
+            weight.detach()[g * count : (g + 1) * count].flatten(1),
+            None if bias is None else bias.detach()[g * count : (g + 1) * count],
+        )
+        for g in range(groups)
+    ]
+    if window.rank:
+        targets = [y[:, : len(weight)] for y in targets]
+    for rows, outputs in sampled(window, stop.args, targets):
+        channels = rows.chunk(groups, 1)
+        for fit, read, made in zip(fits, channels, outputs.chunk(groups, 1), strict=True):
+            fit.add(read.flatten(1), made)
+    found = [fit.solve() for fit in fits]
+    with torch.no_grad():
+        weight.copy_(torch.cat([w for w, _ in found]).reshape(weight.shape))
+        if bias is not None:
+            bias.copy_(torch.cat([b for _, b in found if b is not None]))

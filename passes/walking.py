@@ -1,0 +1,115 @@
+"""A graph running on calibration batches, all stopped before the same call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from nestify.calibration import inputs_of
+from nestify.capture import Capture
+from nestify.errors import UsageError
+from nestify.groups import Graph
+from nestify.program import Program
+from nestify.rules import op_name
+from nestify.slicing import Keep
+from nestify.trees import find, place_module, put_tensor, skeleton
+
+__all__ = ["Stop", "Walk", "flat_batches"]
+
+
+class Stop(NamedTuple):
+    """Before one call: its node, and its arguments in each batch."""
+
+    node: fx.Node
+    args: list[list[Any]]
+    kwargs: list[Any]
+
+    def outputs(self) -> list[torch.Tensor]:
+        """What the call gives, batch by batch."""
+        op: Any = self.node.target
+        calls = zip(self.args, self.kwargs, strict=True)
+        with torch.no_grad():
+            return [op(*args, **kwargs) for args, kwargs in calls]
+
+
+class Walk:
+    """Runs ``graph`` in eval on every batch in step; ``root`` holds copies of its tensors.
+
+    What is written into a tensor of ``root`` at a stop is what runs from there on.
+    """
+
+    def __init__(self, graph: Graph, batches: Sequence[list[Any]]) -> None:
+        self.root = _holder(graph)
+        program = Program(graph)
+        self._walks = [
+            program.walk(self.root, program.bind(Keep({}), program.batch_size(flat)), list(flat))
+            for flat in batches
+        ]
+        self.outputs: list[list[Any]] = []
+
+    def stops(self) -> Iterator[Stop]:
+        """Every call in order; afterwards ``outputs`` holds the flat outputs of each batch."""
+        while True:
+            steps: list[tuple[fx.Node, list[Any], Any]] = []
+            for walk in self._walks:
+                try:
+                    with torch.no_grad():
+                        steps.append(next(walk))
+                except StopIteration as done:
+                    self.outputs.append(done.value)
+            if not steps:
+                return
+            yield Stop(steps[0][0], [args for _, args, _ in steps], [kw for _, _, kw in steps])
+
+    def run(self) -> list[torch.Tensor]:
+        """Run to the end; the flat outputs of every batch, one after the other."""
+        for _ in self.stops():
+            pass
+        return self.leaves()
+
+    def leaves(self) -> list[torch.Tensor]:
+        """The flat outputs of every batch, once all have run."""
+        leaves = (value for values in self.outputs for value in values)
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def flat_batches(captured: Capture, batches: Iterable[Any] | None) -> list[list[Any]]:
+    """Calibration batches as flat inputs of the graph; without any, the example inputs.
+
+    Raises:
+        UsageError: there is no batch, or one does not have the structure of the example inputs.
+    """
+    if batches is None:
+        return [pytree.tree_leaves((captured.example_inputs, captured.example_kwargs))]
+    found: list[list[Any]] = []
+    for batch in batches:
+        flat, spec = pytree.tree_flatten((inputs_of(batch), {}))
+        if spec != captured.in_spec:
+            raise UsageError(
+                f"a calibration batch must have the structure of the example inputs, "
+                f"{captured.in_spec}; got {spec}"
+            )
+        found.append(flat)
+    if not found:
+        raise UsageError("calibration= holds no batch; pass at least one batch of inputs")
+    return found
+
+
+def _holder(graph: Graph) -> nn.Module:
+    model = graph.capture.model
+    root = skeleton(model).eval()
+    for name, tensor in graph.capture.tensors.items():
+        copied = tensor.detach().clone()
+        if isinstance(tensor, nn.Parameter):
+            copied = nn.Parameter(copied, requires_grad=False)
+        put_tensor(root, name, copied)
+    for node in graph.calls:
+        if op_name(node.target) == "nestify::stochastic":
+            path = str(node.args[1])
+            place_module(root, path, copy.deepcopy(find(model, path)))
+    return root
