@@ -38,7 +38,8 @@ class _Numbers:
 
 
 def _uniform(unit: Unit, number: float) -> int:
-    return unit.choices[int(number * len(unit.choices))]
+    choices = unit.choices
+    return choices[int(number * len(choices))]
 
 
 def _log_uniform(unit: Unit, number: float) -> int:
@@ -46,7 +47,7 @@ def _log_uniform(unit: Unit, number: float) -> int:
     shift = 0 if unit.minimum else 1  # blocks may all be dropped: their sizes start at 0
     least, most = unit.minimum + shift, unit.size + unit.step + shift
     size = least * (most / least) ** number - shift
-    return max((choice for choice in unit.choices if choice <= size), default=unit.minimum)
+    return unit.choices.at_most(size)
 
 
 def _mixture(unit: Unit, numbers: _Numbers) -> int:

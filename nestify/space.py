@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -69,6 +70,51 @@ class Subnet(Mapping[str, int]):
         return cls(data)
 
 
+class Choices(Sequence[int]):
+    """The legal sizes of a unit, ascending: worked out as they are asked for, as there may be many.
+
+    >>> list(Choices(8, 20, 8)), Choices(1, 50_000, 1)[-1]
+    ([8, 16, 20], 50000)
+    """
+
+    __slots__ = ("_multiples", "_size", "_smallest")
+
+    def __init__(self, minimum: int, size: int, step: int) -> None:
+        self._smallest, self._size = minimum, size
+        self._multiples = range((minimum // step + 1) * step, size, step)
+
+    def __len__(self) -> int:
+        return 1 + len(self._multiples) + (self._size > self._smallest)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[int, ...]: ...
+    def __getitem__(self, index: int | slice) -> int | tuple[int, ...]:
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return tuple(self[i] for i in places)
+        if places == 0:
+            return self._smallest
+        return self._multiples[places - 1] if places <= len(self._multiples) else self._size
+
+    def __contains__(self, size: object) -> bool:
+        return size in (self._smallest, self._size) or size in self._multiples
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def at_most(self, size: float) -> int:
+        """The largest legal size that is not above ``size``, or else the smallest."""
+        return self[max(0, bisect_right(self, size) - 1)]
+
+    def nearest(self, size: float) -> int:
+        """The legal size closest to ``size``; of two as close, the larger."""
+        above = bisect_right(self, size)
+        near = self[max(0, above - 1) : above + 1]
+        return min(reversed(near), key=lambda choice: abs(choice - size))
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One independent choice: a size from ``minimum`` up to ``size`` in steps of ``step``.
@@ -88,14 +134,13 @@ class Unit:
     draw: str = field(default="mixture", repr=False)
 
     @property
-    def choices(self) -> tuple[int, ...]:
+    def choices(self) -> Choices:
         """Legal sizes, ascending: the minimum, multiples of the step above it, the full size."""
-        first = (self.minimum // self.step + 1) * self.step
-        return (*dict.fromkeys((self.minimum, *range(first, self.size, self.step), self.size)),)
+        return Choices(self.minimum, self.size, self.step)
 
     def nearest(self, size: float) -> int:
         """The legal size closest to ``size``; of two as close, the larger."""
-        return min(reversed(self.choices), key=lambda choice: abs(choice - size))
+        return self.choices.nearest(size)
 
 
 @dataclass(frozen=True)
@@ -138,11 +183,9 @@ class SearchSpace:
         if not self.units:
             return Subnet({})
         draws = torch.rand(len(self.units), generator=generator, dtype=torch.float64).tolist()
+        choices = {unit.name: unit.choices for unit in self.units}
         return Subnet(
-            {
-                unit.name: unit.choices[int(draw * len(unit.choices))]
-                for unit, draw in zip(self.units, draws, strict=True)
-            }
+            {n: c[int(x * len(c))] for (n, c), x in zip(choices.items(), draws, strict=True)}
         )
 
     def complete(self, subnet: Mapping[str, int]) -> Subnet:

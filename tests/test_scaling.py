@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import random
+import resource
 import sys
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 from torch import fx
 
+import nestify
+from benchmarks.support.networks import transformer
 from benchmarks.support.synthetic import BUILDERS
 from nestify.blocks import immediate_dominators
 from nestify.cost import Pricing
@@ -42,6 +47,26 @@ def calls_in(work: Callable[[], Any]) -> int:
     return count
 
 
+def layered(graph: Graph) -> Graph:
+    """The graph with a unit for its depth, if it has residual blocks."""
+    return parse_recipe("fn3-layer")[0].apply(graph)
+
+
+def half(graph: Graph) -> Keep:
+    """Every second residual block, as the graph's own Dims."""
+    return Keep({block.presence: i % 2 for i, block in enumerate(graph.blocks)})
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """The most memory that Python objects made by ``work`` take at once."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 STAGES: dict[str, Callable[[Graph], Any]] = {
     "analysis": lambda graph: analyse(graph.capture),
     "groups": lambda graph: analyse(graph.capture).groups,
@@ -50,6 +75,8 @@ STAGES: dict[str, Callable[[Graph], Any]] = {
     "blocks": lambda graph: graph.blocks,
     "pricing": lambda graph: Pricing(graph).costs({}, 1),
     "units": lambda graph: parse_recipe("fn3-channel")[0].apply(graph),
+    "pricing of layers": lambda graph: Pricing(layered(graph)).costs({}, 1),
+    "a program of half the layers": lambda graph: Program(layered(graph)).bind(half(graph), 2),
     "program": lambda graph: Program(graph).bind(Keep({}), 2),
     "emit": lambda graph: emit(graph, graph.capture.tensors, Keep({})),
 }
@@ -64,6 +91,28 @@ def test_twice_the_nodes_take_about_twice_the_calls(shape: str) -> None:
         short, long = (calls_in(lambda graph=graph, stage=stage: stage(graph)) for graph in graphs)
         ratios[name] = long / short
     assert all(ratio < 1.15 * nodes for ratio in ratios.values()), ratios
+
+
+@pytest.mark.parametrize("shape", BUILDERS)
+def test_twice_the_nodes_take_about_twice_the_memory(shape: str) -> None:
+    sources = [BUILDERS[shape](size) for size in (1000, 2000)]
+    nodes = len(sources[1].graph.nodes) / len(sources[0].graph.nodes)
+    short, long = (peak_bytes(lambda s=source: analyse(s).groups) for source in sources)
+    assert long / short < 1.15 * nodes
+
+
+def test_a_transformer_of_96_layers_and_170_billion_parameters_needs_no_weights() -> None:
+    with torch.device("meta"):
+        model, x = transformer(96, 12288)
+    assert sum(p.numel() for p in model.parameters()) > 170e9
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    nested = nestify.transform(model, "fn3-head+fn3-neuron+fn3-layer", (x,))
+    costs = nested.estimate([nested.space.sample() for _ in range(100)])
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < 500e6, "a thousandth of the weights"
+    assert len(nested.graph.blocks) == 192
+    assert nested.graph.coverage.params > 0.999
+    assert (np.diff(np.sort(costs.params)) > 0).any()
 
 
 @pytest.mark.parametrize("shape", ["residual convs", "slices of one dim"])

@@ -42,6 +42,17 @@ def test_choices_are_legal_ascending_and_end_at_both_ends(unit: Unit) -> None:
     assert choices[0] == unit.minimum
     assert choices[-1] == unit.size
     assert all(c % unit.step == 0 for c in choices[1:-1])
+    between = range(unit.minimum, unit.size + 1)
+    ends = {unit.minimum, unit.size}
+    assert list(choices) == [c for c in between if c in ends or c % unit.step == 0]
+    assert [c for c in range(-1, unit.size + 3) if c in choices] == list(choices)
+
+
+@given(units(), st.floats(-2.0, 70.0))
+def test_the_nearest_choice_and_the_one_below(unit: Unit, size: float) -> None:
+    choices = list(unit.choices)
+    assert unit.nearest(size) == max(choices, key=lambda c: (-abs(c - size), c))
+    assert unit.choices.at_most(size) == max([c for c in choices if c <= size] or choices[:1])
 
 
 @given(SPACES, st.floats(0.01, 1.0), st.integers(0, 1000))

@@ -17,7 +17,7 @@ STEP_SHARE = 0.125
 @lru_cache(maxsize=4096)
 def choices(unit: Unit) -> tuple[int, ...]:
     """Return the legal sizes of ``unit``, kept: a search asks for them thousands of times."""
-    return unit.choices
+    return tuple(unit.choices)
 
 
 def nearest(legal: Sequence[int], wanted: float) -> int:
