@@ -143,6 +143,8 @@ def _embedding_bag(call: Call) -> None:
 def _search(call: Call) -> None:
     """Positions of values in sorted rows: the values keep their dims, the rows are read whole."""
     names = ("self", "boundaries") if call.op == "bucketize" else ("self", "sorted_sequence")
+    if call.dims("sorter"):
+        raise ValueError("searchsorted is understood for sorted rows; sort them before")
     values = call.dims(names[0]) or ()
     *lead, sequence = call.need(names[1])
     call.fix(sequence, f"{call.op} compares the positions of this dim")

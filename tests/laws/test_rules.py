@@ -132,6 +132,9 @@ REFUSED = {
     "fill_diagonal of a long matrix": Sample(lambda x: x.clone().fill_diagonal_(0.0), "2 3"),
     "diagonal_scatter off it": Sample(lambda x, s: x.diagonal_scatter(s, 1), "3 3, 2"),
     "block_diag of a vector": Sample(torch.block_diag, "3, 2 2"),
+    "searchsorted with a sorter": Sample(
+        lambda x, s, i: torch.searchsorted(s, x, sorter=i + torch.arange(4)), "3, 4, i1: 4"
+    ),
     "solve for a vector": Sample(lambda x, y: torch.linalg.solve(x @ x.mT, y), "2 3 3, 2 3"),
     "repeat_interleave of a flat tensor": Sample(lambda x: x.repeat_interleave(2), "2 3"),
     "tile of fewer dims": Sample(lambda x: x.tile(2), "2 3"),
