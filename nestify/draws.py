@@ -20,12 +20,13 @@ from torch import distributed
 from nestify.errors import UsageError
 from nestify.space import Subnet, Unit
 
-__all__ = ["DRAWS", "Draws", "check_draw", "draw_subnet"]
+__all__ = ["DRAWS", "Draws", "check_draw", "draw_subnet", "keep_probabilities"]
 
 _KEY = "nestify.draws"
 _MASK = (1 << 63) - 1  # what an int64 buffer holds
 _CHECK = 0x5EED
 _RECENT = 32
+_GRID = 64  # numbers a choice, from which probabilities are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,22 @@ def draw_subnet(units: Sequence[Unit], numbers: random.Random) -> Subnet:
             for unit in units
         }
     )
+
+
+def keep_probabilities(unit: Unit, most: int | None = None) -> list[float]:
+    """How often a draw keeps each position of ``unit``, of the draws of at most ``most``.
+
+    >>> keep_probabilities(Unit("a", "channel", 4, draw="uniform"))
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    count = len(unit.choices) * _GRID
+    grid = ((i + 0.5) / count for i in range(count))
+    sizes = [DRAWS[unit.draw](unit, _Numbers(0.0, number, number)) for number in grid]
+    drawn = [size for size in sizes if most is None or size <= most]
+    return [
+        sum(size >= m for size in drawn) / len(drawn) if drawn else 0.0
+        for m in range(1, unit.size + 1)
+    ]
 
 
 class Draws:

@@ -11,7 +11,7 @@ value of eval.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -33,14 +33,24 @@ from nestify.trees import children, put_tensor, tensors_of
 __all__ = ["emit", "module_tree"]
 
 
-def emit(graph: Graph, tensors: Mapping[str, torch.Tensor], keep: Keep) -> fx.GraphModule:
+Edit = Callable[[fx.Graph, nn.Module, Mapping[fx.Node, fx.Node]], None]
+
+
+def emit(
+    graph: Graph, tensors: Mapping[str, torch.Tensor], keep: Keep, edit: Edit | None = None
+) -> fx.GraphModule:
     """Build the subnet that ``keep`` describes from full-size ``tensors`` by the graph's names.
+
+    ``edit`` may change the new graph, given the root of its modules, and its node for each node of
+    ``graph``.
 
     Raises:
         UsageError: a module has a name that every GraphModule uses itself.
     """
     emitter = _Emitter(graph, tensors, keep)
     emitter.run()
+    if edit is not None:
+        edit(emitter.graph, emitter.modules.root, emitter.new)
     taken = [name for name in children(emitter.modules.root) if hasattr(fx.GraphModule, name)]
     if taken:
         raise UsageError(

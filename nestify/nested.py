@@ -27,9 +27,11 @@ from nestify.dims import Dim
 from nestify.draws import Draws
 from nestify.errors import UsageError, VerificationError
 from nestify.extract import emit, module_tree
-from nestify.groups import Block, Graph
+from nestify.groups import Block, DimGroup, Graph
+from nestify.masked import MaskedModel
 from nestify.modes import left_as_found, modes_in_training
 from nestify.original import as_original_class
+from nestify.overlays import Overlays, SwitchableNorms
 from nestify.program import Bound, Program
 from nestify.slicing import Keep, check_positions
 from nestify.space import SearchSpace, Subnet, Unit
@@ -38,6 +40,7 @@ from nestify.trees import find, tensors_of
 __all__ = ["NestedModel"]
 
 _CACHE = 64
+_SWITCH = "switchable_norms"
 _DRAWS = "_draws"  # the buffer by which DDP hands around what decides the draws
 # Two orders of adding up the same numbers differ by less than this, relative to the largest output.
 _LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -62,8 +65,11 @@ class NestedModel(nn.Module):
         self.space = SearchSpace(tuple(units))
         self._groups = {group.name: group for group in graph.groups}
         self.draws = Draws()
+        self.drawn: Subnet | None = None
+        dims = {name: group.dim for name, group in self.unit_groups.items()}
+        self._overlays = Overlays(graph, self.space, dims)
         self._active: Subnet | None = None
-        self._programs: OrderedDict[tuple[Subnet, int], Bound] = OrderedDict()
+        self._programs: OrderedDict[tuple[Subnet, int, bool], Bound] = OrderedDict()
         self._program = Program(graph)
         self._in_training = modes_in_training(graph.capture.model)
         tree = module_tree(graph)
@@ -88,12 +94,16 @@ class NestedModel(nn.Module):
     def train(self, mode: bool = True) -> NestedModel:
         """Set the mode; modules that the original's own ``train`` keeps in eval stay there."""
         super().train(mode)
+        if mode:
+            self._overlays.forget()  # they hold for the weights as they were
         for path, trains in self._in_training.items():
             find(self, path).training = mode and trains
         return self
 
     # --- running ----------------------------------------------------------------------------------
 
+    # What a draw changes is no tensor: compile MaskedModel, whose graph is one for all draws.
+    @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]  # torch's own
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run a drawn subnet in training, the active one in eval, on inputs as the original's."""
         captured = self.graph.capture
@@ -103,26 +113,100 @@ class NestedModel(nn.Module):
                 "inputs must have the structure of the example inputs, "
                 f"{captured.in_spec}; got {spec}"
             )
-        steps = self._bind(self._subnet_of_call(flat), self._program.batch_size(flat))
-        values = self._program.run(self, steps, flat)
+        subnet = self.subnet_of_call(flat)
+        steps = self._bind(subnet, self._program.batch_size(flat))
+        values = self._program.run(self, steps, flat, self._own(subnet, self.training))
         return pytree.tree_unflatten(values, captured.out_spec)
 
-    def _subnet_of_call(self, flat: Sequence[Any]) -> Subnet:
+    def subnet_of_call(self, inputs: Iterable[Any]) -> Subnet:
+        """The subnet that a forward on these inputs runs: in training a new draw."""
         if self._active is not None:
             return self._active
         if not self.training:
             return self.space.largest()
-        self.drawn = self.draws.for_call(self.space.units, flat, self.get_buffer(_DRAWS))
+        return self._note(self.draws.for_call(self._drawable, inputs, self.get_buffer(_DRAWS)))
+
+    def draw(self) -> Subnet:
+        """Draw the subnet of a training step; forwards in training do so by themselves."""
+        return self._note(self.draws.next(self._drawable, self.get_buffer(_DRAWS)))
+
+    @property
+    def _drawable(self) -> tuple[Unit, ...]:
+        switch = self.switchable_norms
+        return self.space.units if switch is None else (switch.unit,)
+
+    def _note(self, drawn: Subnet) -> Subnet:
+        switch = self.switchable_norms
+        self.drawn = drawn if switch is None else switch.subnets[drawn[switch.unit.name] - 1]
         return self.drawn
 
     def _bind(self, subnet: Subnet, batch: int) -> Bound:
-        key = (subnet, batch)
+        key = (subnet, batch, self.training)
         if key not in self._programs:
-            self._programs[key] = self._program.bind(self.keep(subnet), batch)
+            self._programs[key] = self._program.bind(self.keep(subnet), batch, pad=self.training)
             if len(self._programs) > _CACHE:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         return self._programs[key]
+
+    def _own(self, subnet: Subnet, training: bool) -> dict[str, torch.Tensor]:
+        """The tensors that ``subnet`` has of its own."""
+        return self._overlays.of(subnet, training, self.named_tensors, self.switchable_norms)
+
+    @property
+    def unit_groups(self) -> dict[str, DimGroup]:
+        """The group of each unit that is one: all but stacks of layers."""
+        return {u.name: self._groups[u.name] for u in self.space.units if u.name in self._groups}
+
+    @property
+    def switchable_norms(self) -> SwitchableNorms | None:
+        """The norms that :meth:`switch_norms` made, or None."""
+        found = self._modules.get(_SWITCH)
+        return found if isinstance(found, SwitchableNorms) else None
+
+    def switch_norms(self, subnets: Sequence[Mapping[str, int] | float]) -> SwitchableNorms:
+        """Give each of these subnets BatchNorms of its own, and draw in training among them only.
+
+        Subnets are sizes by unit, or shares as for ``space.at``. The norms are new parameters:
+        call this before making the optimizer.
+
+        Raises:
+            UsageError: fewer than two subnets, or a model without BatchNorm.
+        """
+        tensors = dict(self.named_tensors())
+        made = SwitchableNorms(self.graph, tensors, [self._chosen(s) for s in subnets])
+        self._modules[_SWITCH] = made
+        return made.train(self.training)
+
+    def _chosen(self, subnet: Mapping[str, int] | float) -> Subnet:
+        share = isinstance(subnet, int | float)
+        return self.space.at(subnet) if share else self.space.complete(subnet)
+
+    @property
+    def scaling(self) -> str:
+        """The test rule: ``none``, ``expected`` or ``conditional``; training is never scaled."""
+        return self._overlays.scaling
+
+    @scaling.setter
+    def scaling(self, rule: str) -> None:
+        self._overlays.choose_scaling(rule)
+
+    def masked(self, *, before_norm: bool = False) -> MaskedModel:
+        """This model's network run by the paper's literal masks, on the same parameters.
+
+        ``before_norm`` puts the masks at the layers' own outputs, ahead of norm and activation.
+
+        Raises:
+            UsageError: an op takes statistics over a unit, which masks would change.
+        """
+        return MaskedModel(self, before=before_norm)
+
+    def calibrate(self, subnet: Mapping[str, int], batches: Iterable[Any]) -> None:
+        """Re-estimate BatchNorm statistics for ``subnet``, which runs and is extracted with them.
+
+        They are kept until training goes on; of many subnets, those of the latest 64.
+        """
+        self.extract(subnet, calibrate=batches, verify=False)
 
     def activate(self, subnet: Mapping[str, int] | None) -> _Activation:
         """Run ``subnet`` from now on, or inside a ``with`` block; None goes back to the default.
@@ -180,16 +264,22 @@ class NestedModel(nn.Module):
             VerificationError: the result differs from this model under the same subnet.
         """
         keep = self.keep(subnet)
-        slim = emit(self.graph, dict(self.named_tensors()), keep)
+        counted = all(isinstance(size, int) for size in subnet.values())
+        whole = self.space.complete(subnet) if counted else None
+        own = {} if whole is None else self._own(whole, training=False)
+        tensors = dict(self.named_tensors()) | own
+        slim = emit(self.graph, tensors, keep)
         if verify:
-            self._verify(slim, keep)
+            self._verify(slim, keep, own)
         if calibrate is not None:
             reestimate_batch_norm(slim, calibrate)
+            if whole is not None:
+                self._overlays.note(whole, keep, tensors, slim)
         if as_original_class:
             return _original(self, slim)
         return slim
 
-    def _verify(self, slim: fx.GraphModule, keep: Keep) -> None:
+    def _verify(self, slim: fx.GraphModule, keep: Keep, own: Mapping[str, torch.Tensor]) -> None:
         call = (self.example_inputs, self.example_kwargs)
         tensors = [t for t in pytree.tree_leaves(call) if isinstance(t, torch.Tensor)]
         if any(t.is_meta for t in (*tensors, *self.parameters())):
@@ -198,7 +288,7 @@ class NestedModel(nn.Module):
             self.eval()
             flat = pytree.tree_leaves(copy.deepcopy(call))
             bound = self._program.bind(keep, self._program.batch_size(flat))
-            mine = self._program.run(self, bound, flat)
+            mine = self._program.run(self, bound, flat, own)
         with left_as_found(slim), torch.no_grad():
             args, kwargs = copy.deepcopy(call)
             theirs = pytree.tree_leaves(slim(*args, **kwargs))
@@ -282,6 +372,7 @@ def _load_draws(
     nested: NestedModel, state: Any, prefix: str, metadata: dict[str, Any], *_: Any
 ) -> None:
     nested.draws.load_from(metadata)
+    nested._overlays.forget()  # pyright: ignore[reportPrivateUsage]  # a hook of this class
 
 
 def _original(nested: NestedModel, slim: fx.GraphModule) -> nn.Module:

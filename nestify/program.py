@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx, nn
 
 from nestify.depth import bypassed, live_nodes
 from nestify.groups import Graph
+from nestify.padding import Room
 from nestify.rules import VIEWS, bind_arguments, is_mutable, op_name
 from nestify.slicing import Keep
 from nestify.trees import find, get_tensor, submodule
@@ -19,6 +21,7 @@ __all__ = ["Bound", "Program"]
 
 _STATISTICS = {"batch_norm": ("running_mean", "running_var")}
 _STATISTICS["instance_norm"] = _STATISTICS["batch_norm"]
+_NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class _Slot(NamedTuple):
@@ -48,6 +51,7 @@ class Bound(NamedTuple):
     keep: Keep
     steps: list[_Step]
     attrs: list[fx.Node]
+    pads: dict[fx.Node, list[int]]
 
 
 class Program:
@@ -61,6 +65,7 @@ class Program:
         self.inputs = [n for n in graph.nodes if n.op == "placeholder"]
         self.attrs = [n for n in graph.nodes if n.op == "get_attr"]
         self.written = _written(graph)
+        self.room = Room(graph)
         frees = _last_uses(graph)
         self.steps = [
             self._step(node, tuple(self.slots[n] for n in frees.get(node, ())))
@@ -92,14 +97,30 @@ class Program:
         path = str(node.meta["path"])
         return _Step(node, self.slots[node], path, run, args, kwargs, in_training, frees)
 
-    def bind(self, keep: Keep, batch: int) -> Bound:
-        """Fill in what a subnet keeps; steps without a size among their arguments are shared."""
-        if self.graph.batch is not None:
-            keep.hold(self.graph.batch, batch)
+    def bind(self, keep: Keep, batch: int, *, pad: bool = False) -> Bound:
+        """Fill in what a subnet keeps; steps without a size among their arguments are shared.
+
+        ``pad`` gives dims room for zeros where that is cheaper in training.
+        """
+        room = self.room.padded(keep) if pad else keep
+        for held in (keep, room):
+            if self.graph.batch is not None:
+                held.hold(self.graph.batch, batch)
         steps, attrs = self._undropped(bypassed(self.graph, keep))
         for node in attrs:
             keep.plan(self.graph.tensor_dims[str(node.target)])
-        return Bound(keep, [self._respelled(step, keep) for step in steps], attrs)
+        steps = [self._respelled(step, room) for step in steps]
+        return Bound(keep, steps, attrs, self._pads(attrs, keep, room))
+
+    def _pads(self, attrs: Sequence[fx.Node], keep: Keep, room: Keep) -> dict[fx.Node, list[int]]:
+        """The zeros behind each tensor as torch's pad wants them, the last dim first."""
+        pads: dict[fx.Node, list[int]] = {}
+        for node in attrs if room is not keep else ():
+            dims = self.graph.tensor_dims[str(node.target)]
+            zeros = [room.size(e) - keep.size(e) for e in reversed(dims)]
+            if any(zeros):
+                pads[node] = [n for count in zeros for n in (0, count)]
+        return pads
 
     def _undropped(self, bypass: Mapping[fx.Node, fx.Node]) -> tuple[list[_Step], list[fx.Node]]:
         """The steps and tensors that are left without the dropped blocks."""
@@ -135,11 +156,17 @@ class Program:
             in_training = _replaced(step.node, *in_training, spelled)
         return step._replace(args=args, kwargs=kwargs, in_training=in_training)
 
-    def run(self, root: nn.Module, bound: Bound, flat: Sequence[Any]) -> list[Any]:
+    def run(
+        self,
+        root: nn.Module,
+        bound: Bound,
+        flat: Sequence[Any],
+        own: Mapping[str, torch.Tensor] = _NONE,
+    ) -> list[Any]:
         """Run on the tensors of ``root``, each module of it in its own mode; returns the flat
-        outputs.
+        outputs. ``own`` has tensors, by name and of the full size, to use instead.
         """
-        walk = self.walk(root, bound, flat)
+        walk = self.walk(root, bound, flat, own)
         while True:
             try:
                 next(walk)
@@ -147,7 +174,11 @@ class Program:
                 return done.value
 
     def walk(
-        self, root: nn.Module, bound: Bound, flat: Sequence[Any]
+        self,
+        root: nn.Module,
+        bound: Bound,
+        flat: Sequence[Any],
+        own: Mapping[str, torch.Tensor] = _NONE,
     ) -> Generator[tuple[fx.Node, list[Any], Mapping[str, Any]], None, list[Any]]:
         """Run, and stop before each call with its node and its arguments; returns the flat outputs.
 
@@ -158,8 +189,9 @@ class Program:
             env[self.slots[node]] = value
         for node in bound.attrs:
             name = str(node.target)
-            full = get_tensor(root, name)
-            env[self.slots[node]] = bound.keep.slice(full, self.graph.tensor_dims[name])
+            full = own[name] if name in own else get_tensor(root, name)
+            cut = bound.keep.slice(full, self.graph.tensor_dims[name])
+            env[self.slots[node]] = F.pad(cut, bound.pads[node]) if node in bound.pads else cut
         values = ((node, env[self.slots[node]]) for node in self.written)
         written = [(node, value) for node, value in values if value is not None]
         for step in bound.steps:
@@ -176,18 +208,26 @@ class Program:
             for index in step.frees:
                 env[index] = None
         for node, value in written:
-            self._write_back(root, bound.keep, str(node.target), value)
+            name = str(node.target)
+            full = own[name] if name in own else get_tensor(root, name)
+            self._write_back(full, bound, node, value)
         return [_fill(value, env) for value in self.values]
 
-    def _write_back(self, root: nn.Module, keep: Keep, name: str, value: torch.Tensor) -> None:
+    def _write_back(
+        self, full: torch.Tensor, bound: Bound, node: fx.Node, value: torch.Tensor
+    ) -> None:
         """What calls wrote into a copied slice of a buffer; views wrote into the buffer itself."""
-        dims = self.graph.tensor_dims[name]
-        if all(isinstance(cut, int) for _, cut in keep.plan(dims)):
+        keep, dims = bound.keep, self.graph.tensor_dims[str(node.target)]
+        views = all(isinstance(cut, int) for _, cut in keep.plan(dims))
+        if views and node not in bound.pads:
             return
-        full = get_tensor(root, name)
-        grid = torch.meshgrid(*(keep.indices(e).to(full.device) for e in dims), indexing="ij")
+        value = value[tuple(slice(keep.size(expr)) for expr in dims)]
         # As torch's own batch norm does, without a sign that the tensor changed: autograd saves
         # running statistics though backward does not read them, and the next step may come first.
+        if views:
+            keep.slice(full.data, dims).copy_(value)
+            return
+        grid = torch.meshgrid(*(keep.indices(e).to(full.device) for e in dims), indexing="ij")
         full.data[grid] = value
 
 

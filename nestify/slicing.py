@@ -104,6 +104,16 @@ class Keep:
             for dim in dims_of(expr)
         )
 
+    def _is_prefix(self, expr: Expr) -> bool:
+        """Whether what is kept of ``expr`` are its first positions: of a product, whole rows."""
+        expr = resolve(expr)
+        while isinstance(expr, Product):
+            first, *rest = (e for e in expr.factors if resolve(e) != Const(1))
+            if not all(self.is_full(e) for e in rest):
+                return False
+            expr = resolve(first)
+        return isinstance(expr, Dim) and expr not in self.picks
+
     def indices(self, expr: Expr) -> torch.Tensor:
         """Kept positions of ``expr``, ascending where the kept positions of its Dims are."""
         expr = resolve(expr)
@@ -141,7 +151,7 @@ class Keep:
         for position, expr in enumerate(dims):
             if self.is_full(expr):
                 continue
-            if isinstance(resolve(expr), Dim) and resolve(expr) not in self.picks:
+            if self._is_prefix(expr):
                 steps.append((position, self.size(expr)))
             else:
                 steps.append((position, self.indices(expr)))
@@ -150,12 +160,18 @@ class Keep:
 
     def slice(self, tensor: torch.Tensor, dims: Sequence[Expr]) -> torch.Tensor:
         """Cut ``tensor`` to what is kept: views for first positions, copies for others."""
+        shape = list(tensor.shape)
         for position, cut in self.plan(dims):
             if isinstance(cut, int):
-                tensor = tensor.narrow(position, 0, cut)
+                shape[position] = cut
             else:
                 tensor = tensor.index_select(position, cut.to(tensor.device))
-        return tensor
+                shape[position] = len(cut)
+        if shape == list(tensor.shape):
+            return tensor
+        # One view for all dims: narrow would fill a tensor of the full size with zeros in backward
+        # for each dim, and in the wrong memory format.
+        return tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
 
 
 def check_positions(name: str, size: int, positions: torch.Tensor) -> torch.Tensor:

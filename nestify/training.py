@@ -111,8 +111,7 @@ def step(
         raise UsageError("the nested model is in eval mode; call nested.train() before a step")
     _announce(inner, method, chosen)
     inputs = x if isinstance(x, tuple) else (x,)
-    buffer = inner.get_buffer("_draws")
-    subnets = chosen.subnets(inner, lambda: inner.draws.next(inner.space.units, buffer))
+    subnets = chosen.subnets(inner, inner.draw)
     teacher: torch.Tensor | None = None
     first: torch.Tensor | None = None
     for i, subnet in enumerate(subnets):

@@ -36,6 +36,7 @@ __all__ = [
     "NONLINEAR",
     "NORMS",
     "POOLS",
+    "QUIET",
     "RULES",
     "VIEWS",
     "Call",
@@ -70,6 +71,15 @@ COPIES = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy")
 NONLINEAR = frozenset(
     "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu mish prelu relu relu6 rrelu selu "
     "sigmoid silu softplus tanh clamp clamp_min".split()
+)
+
+# Ops under which a channel of zeros (of its weights too) stays finite, has finite gradients, and
+# tells the other channels nothing, unless the op takes statistics over the channels.
+QUIET = frozenset(
+    "conv1d conv2d conv3d linear batch_norm add sub mul neg celu elu gelu hardsigmoid hardswish "
+    "hardtanh leaky_relu mish prelu relu relu6 selu sigmoid silu softplus tanh clamp clamp_min "
+    "alias clone contiguous detach max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d "
+    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean".split()
 )
 
 # Ops that pool positions into one feature vector.

@@ -1,0 +1,166 @@
+"""The paper's literal masks: the full network, with zeros where a subnet has nothing.
+
+The same function as running sliced, at the price of the full network. It is what FN3 describes, so
+it serves for comparison; and it is one graph of one shape, so ``torch.compile`` compiles it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import fx, nn
+
+from nestify.depth import sums_of_blocks
+from nestify.dims import Dim
+from nestify.extract import emit
+from nestify.groups import DimGroup, Graph
+from nestify.masks import Place, after_activation, before_norm, stretched
+from nestify.slicing import Keep
+from nestify.space import Subnet
+from nestify.trees import put_tensor
+
+__all__ = ["MaskedModel", "OrderedDropout"]
+
+
+class OrderedDropout(nn.Module):
+    """One ODO unit in the graph: zeros in place of what is removed; ``mask`` has a 1 per kept one.
+
+    >>> odo = OrderedDropout(torch.ones(4), 1)
+    >>> odo.mask.copy_(torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    tensor([1., 1., 0., 0.])
+    >>> odo(torch.ones(1, 4, 1))[0, :, 0]
+    tensor([1., 1., 0., 0.])
+    """
+
+    mask: torch.Tensor
+
+    def __init__(self, mask: torch.Tensor, position: int) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask, persistent=False)
+        self.position = position
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Mask dim ``position``; a mask of one element masks all of ``x``."""
+        shape = [1] * x.ndim
+        if self.position < x.ndim:
+            shape[self.position] = -1
+        return x * self.mask.to(x.dtype).view(shape)
+
+
+class _Nested(Protocol):
+    """What is read of a nested model, which knows this class itself."""
+
+    training: bool
+
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def unit_groups(self) -> dict[str, DimGroup]: ...
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+    def train(self, mode: bool) -> Any: ...
+    def keep(self, subnet: Mapping[str, Any]) -> Keep: ...
+    def subnet_of_call(self, inputs: Iterable[Any]) -> Subnet: ...
+
+
+class MaskedModel(nn.Module):
+    """A nested model's network with a mask per unit, on the nested model's own parameters.
+
+    ``train()`` draws a subnet a forward from the same stream, ``eval()`` runs the active subnet;
+    ``network`` is a GraphModule in whose code every unit is a visible call ``odo.<unit>``. Made by
+    :meth:`nestify.NestedModel.masked`. As in an extracted network, what only the mode decides
+    besides dropout and norms (the dropout of attention) stays as in eval.
+    """
+
+    def __init__(self, nested: _Nested, *, before: bool = False) -> None:
+        super().__init__()
+        self._nested = (nested,)  # no child: its parameters are this network's own
+        graph = nested.graph
+        units = {name: group.dim for name, group in nested.unit_groups.items()}
+        self._dims: Mapping[str, Dim] = units
+        self._places: list[tuple[OrderedDropout, Place]] = []
+        self._blocks: list[tuple[OrderedDropout, Dim]] = []
+        places = (before_norm if before else after_activation)(graph, units)
+        tensors = dict(nested.named_tensors())
+
+        def edit(emitted: fx.Graph, root: nn.Module, new: Mapping[fx.Node, fx.Node]) -> None:
+            registry = nn.Module()
+            for node, (block, stays) in sums_of_blocks(graph).items():
+                odo = OrderedDropout(torch.ones(1), 0)
+                self._blocks.append((odo, block.presence))
+                branch = next(a for a in new[node].all_input_nodes if a is not new[stays])
+                _insert(
+                    emitted,
+                    registry,
+                    branch,
+                    f"{block.name}.block{len(self._blocks)}",
+                    odo,
+                    only=new[node],
+                )
+            for place in places:
+                odo = OrderedDropout(torch.ones(place.expr.size), place.position)
+                self._places.append((odo, place))
+                _insert(
+                    emitted, registry, new[place.node], f"{place.unit}.{len(self._places)}", odo
+                )
+            root.add_module("odo", registry)
+
+        self.network = emit(graph, tensors, Keep({}), edit)
+        for name, _ in [*self.network.named_parameters(), *self.network.named_buffers()]:
+            if name in tensors and not name.startswith("odo."):
+                put_tensor(self.network, name, tensors[name])
+        self.train(nested.training)
+
+    @property
+    def nested(self) -> _Nested:
+        """The nested model whose parameters these are."""
+        return self._nested[0]
+
+    def train(self, mode: bool = True) -> MaskedModel:
+        """Set the mode of this network and of the nested model."""
+        super().train(mode)
+        self.nested.train(mode)
+        for path, module in self.network.named_modules():
+            like = dict(self.nested.named_modules()).get(path)
+            if like is not None:
+                module.training = like.training
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the drawn or the active subnet by masks."""
+        self._set_masks(args)
+        return self.network(*args, **kwargs)
+
+    @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]  # torch types it not
+    def _set_masks(self, inputs: tuple[Any, ...]) -> None:
+        self.show(self.nested.subnet_of_call(inputs))
+
+    def show(self, subnet: Subnet) -> None:
+        """Set the masks to those of ``subnet``."""
+        keep = self.nested.keep(subnet)
+        with torch.no_grad():
+            for odo, place in self._places:
+                dim = self._dims[place.unit]
+                kept = (torch.arange(dim.size) < keep.size(dim)).float()
+                odo.mask.copy_(stretched(place.expr, {dim: kept}))
+            for odo, presence in self._blocks:
+                odo.mask.fill_(float(keep.size(presence)))
+
+
+def _insert(
+    graph: fx.Graph,
+    registry: nn.Module,
+    node: fx.Node,
+    name: str,
+    odo: OrderedDropout,
+    only: fx.Node | None = None,
+) -> None:
+    """Put a call of ``odo`` behind ``node``, for all that read it or for one."""
+    path = name.replace(".", "_")
+    registry.add_module(path, odo)
+    with graph.inserting_after(node):
+        call = graph.create_node("call_module", f"odo.{path}", (node,), name=f"odo_{path}")
+    for user in [only] if only is not None else [u for u in node.users if u is not call]:
+        user.replace_input_with(node, call)

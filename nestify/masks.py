@@ -1,0 +1,138 @@
+"""Where ordered dropout acts: the places of its units in the graph, and vectors along their dims.
+
+FN3 masks a unit after norm and activation, at the input of the operations that sum over it: there a
+removed channel is truly absent. A mask before the norm is a different network: its removed channels
+come out of the norm as constants (kept here for comparison).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from nestify.dims import Concat, Const, Dim, Expr, Product, dims_of, resolve
+from nestify.errors import UsageError
+from nestify.groups import Graph
+from nestify.rules import op_name
+
+__all__ = ["Place", "after_activation", "before_norm", "stretched", "weights_behind"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor of the graph that carries a unit in dim ``position``, as part of ``expr``."""
+
+    unit: str
+    node: fx.Node
+    position: int
+    expr: Expr
+
+
+def after_activation(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
+    """The activations that some op sums over, for each unit by name: the inputs of the next layers.
+
+    Raises:
+        UsageError: an op takes statistics over a unit, which masks would change.
+    """
+    inputs = _activations(graph)
+    found: dict[tuple[fx.Node, int], list[Place]] = {}
+    names = {dim: name for name, dim in dims.items()}
+    for node, call in graph.calls.items():
+        for expr in call.normalised:
+            for dim in set(dims_of(expr)) & names.keys():
+                raise UsageError(
+                    f"unit {names[dim]!r} cannot be masked: {op_name(node.target)} takes statistics"
+                    " over it, which zeros would change; run it sliced, or leave it out with "
+                    "where=hidden"
+                )
+        left = _dims_of(graph.dims[node])
+        gone = {dim: name for dim, name in names.items() if dim not in left}
+        for source, position in call.contracted:
+            if source in inputs and (source, position) not in found:
+                found[source, position] = _places(graph, source, position, gone)
+    return [place for places in found.values() for place in places]
+
+
+def before_norm(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
+    """The outputs of the layers that make each unit, ahead of what follows them."""
+    names = {dim: name for name, dim in dims.items()}
+    return [
+        place
+        for node, call in graph.calls.items()
+        if call.macs
+        for position in range(len(graph.dims[node]))
+        for place in _places(graph, node, position, names)
+    ]
+
+
+def weights_behind(graph: Graph, dims: Mapping[str, Dim]) -> list[tuple[str, str, int, Expr]]:
+    """(unit, weight, position, expr) of each weight that is summed with a unit's activations.
+
+    Raises:
+        UsageError: a unit is summed with no weight that could carry a factor.
+    """
+    names = {dim: name for name, dim in dims.items()}
+    found: dict[tuple[str, str, int], Expr] = {}
+    for node, call in graph.calls.items():
+        carried: dict[str, bool] = {}
+        left = _dims_of(graph.dims[node])
+        for source, position in call.contracted:
+            expr = graph.dims[source][position]
+            for unit in {names[d] for d in dims_of(expr) if d in names and d not in left}:
+                weight = source.op == "get_attr"
+                carried[unit] = carried.get(unit, False) or weight
+                if weight:
+                    found[unit, str(source.target), position] = expr
+        for unit in [unit for unit, weight in carried.items() if not weight]:
+            raise UsageError(
+                f"unit {unit!r} cannot be scaled: {op_name(node.target)} sums over it without a "
+                "weight that could carry the factor; use scaling='none'"
+            )
+    return [(unit, weight, at, expr) for (unit, weight, at), expr in found.items()]
+
+
+def stretched(expr: Expr, values: Mapping[Dim, torch.Tensor]) -> torch.Tensor:
+    """Values along ``expr``: those given for its Dims, multiplied, and 1 for all others.
+
+    >>> a = Dim(2)
+    >>> stretched(Product((a, Const(2))), {a: torch.tensor([1.0, 0.0])})
+    tensor([1., 1., 0., 0.])
+    """
+    expr = resolve(expr)
+    if isinstance(expr, Product):
+        found = torch.ones(1)
+        for part in expr.factors:
+            found = (found[:, None] * stretched(part, values)[None, :]).flatten()
+        return found
+    if isinstance(expr, Concat):
+        return torch.cat([stretched(part, values) for part in expr.parts])
+    if isinstance(expr, Const) or expr not in values:
+        return torch.ones(expr.size)
+    return values[expr]
+
+
+def _places(graph: Graph, node: fx.Node, position: int, names: Mapping[Dim, str]) -> list[Place]:
+    expr = graph.dims[node][position]
+    if isinstance(expr, tuple):
+        return []
+    units = dict.fromkeys(names[dim] for dim in dims_of(expr) if dim in names)
+    return [Place(unit, node, position, expr) for unit in units]
+
+
+def _dims_of(dims: Any) -> set[Dim]:
+    """The dims that an op does not sum over: those of what it gives."""
+    return {dim for expr in pytree.tree_leaves(dims) for dim in dims_of(expr)}
+
+
+def _activations(graph: Graph) -> set[fx.Node]:
+    """The nodes that depend on an input of the model."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found

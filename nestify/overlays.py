@@ -1,0 +1,150 @@
+"""Tensors that a subnet has of its own, in place of those it shares with all others.
+
+BatchNorm statistics that were re-estimated for it, norms that switch with the subnet (Yu et al.,
+2019, slimmable networks), and weights that carry the factors of a scaling rule (FN3, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import fx, nn
+
+from nestify.dims import Dim
+from nestify.draws import keep_probabilities
+from nestify.errors import UsageError
+from nestify.groups import Graph
+from nestify.masks import stretched, weights_behind
+from nestify.slicing import Keep
+from nestify.space import SearchSpace, Subnet, Unit
+
+__all__ = ["SCALINGS", "Overlays", "SwitchableNorms"]
+
+SCALINGS = ("none", "expected", "conditional")
+_LIMIT = 64
+_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+class Overlays:
+    """What each subnet of a nested model has of its own."""
+
+    def __init__(self, graph: Graph, space: SearchSpace, dims: Mapping[str, Dim]) -> None:
+        self.graph, self.space, self.dims = graph, space, dims
+        self.scaling = "none"
+        self._statistics: OrderedDict[Subnet, Mapping[str, torch.Tensor]] = OrderedDict()
+
+    def of(
+        self,
+        subnet: Subnet,
+        training: bool,
+        tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]],
+        switch: SwitchableNorms | None,
+    ) -> dict[str, torch.Tensor]:
+        """The tensors to use instead of those of the same name, in their full shapes."""
+        own = {} if switch is None else switch.of(subnet)
+        if not training:
+            own |= self._statistics.get(subnet, {})
+            if self.scaling != "none":
+                own |= self._scaled(subnet, dict(tensors()))
+        return own
+
+    def choose_scaling(self, rule: str) -> None:
+        """Set the rule that is used in eval."""
+        if rule not in SCALINGS:
+            raise UsageError(f"scaling must be one of {', '.join(SCALINGS)}; got {rule!r}")
+        if rule != "none":
+            weights_behind(self.graph, self.dims)
+        self.scaling = rule
+
+    def _scaled(
+        self, subnet: Subnet, tensors: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Weights that multiply each activation by how often training kept it.
+
+        ``expected`` takes beta_m = P(c >= m), ``conditional`` P(c >= m given c <= the size that is
+        deployed): (M + 1 - m) / M and (c + 1 - m) / c under uniform draws.
+        """
+        found: dict[str, torch.Tensor] = {}
+        for name, weight, position, expr in weights_behind(self.graph, self.dims):
+            most = subnet[name] if self.scaling == "conditional" else None
+            keep = torch.tensor(keep_probabilities(self.space.by_name[name], most))
+            factors = stretched(expr, {self.dims[name]: keep})
+            base = found.get(weight, tensors[weight])
+            shape = [-1 if i == position else 1 for i in range(base.ndim)]
+            scaled = base.detach() * factors.to(base).view(shape)
+            found[weight] = nn.Parameter(scaled, requires_grad=base.requires_grad)
+        return found
+
+    # --- statistics -------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Drop all statistics: the weights change from now on."""
+        self._statistics.clear()
+
+    def note(
+        self, subnet: Subnet, keep: Keep, full: Mapping[str, torch.Tensor], slim: nn.Module
+    ) -> None:
+        """Note the statistics of an extracted network that was just calibrated."""
+        own = dict(slim.named_buffers())
+        found: dict[str, torch.Tensor] = {}
+        for name in _names(self.graph, _NORM_TENSORS[2:]):
+            if name in own:
+                found[name] = full[name].detach().clone()
+                dims = self.graph.tensor_dims[name]
+                grid = torch.meshgrid(*(keep.indices(e) for e in dims), indexing="ij")
+                found[name][tuple(g.to(own[name].device) for g in grid)] = own[name].detach()
+        self._statistics[subnet] = found
+        self._statistics.move_to_end(subnet)
+        if len(self._statistics) > _LIMIT:
+            self._statistics.popitem(last=False)
+
+
+class SwitchableNorms(nn.Module):
+    """Norms of their own, weights and statistics, for each of a few subnets."""
+
+    def __init__(
+        self, graph: Graph, tensors: Mapping[str, torch.Tensor], subnets: Sequence[Subnet]
+    ) -> None:
+        super().__init__()
+        self.subnets = tuple(dict.fromkeys(subnets))
+        if len(self.subnets) < 2:
+            raise UsageError(f"norms switch between two subnets at least; got {list(subnets)}")
+        names = list(_names(graph, _NORM_TENSORS))
+        if not names:
+            raise UsageError("the model has no BatchNorm whose tensors could switch")
+        self._keys = {name: name.replace(".", ":") for name in names}
+        for i in range(len(self.subnets)):
+            holder = nn.Module()
+            for name, key in self._keys.items():
+                own = tensors[name].detach().clone()
+                if isinstance(tensors[name], nn.Parameter):
+                    holder.register_parameter(key, nn.Parameter(own))
+                else:
+                    holder.register_buffer(key, own)
+            self.add_module(str(i), holder)
+
+    def of(self, subnet: Subnet) -> dict[str, torch.Tensor]:
+        """The norms of ``subnet``; none where it is not among the chosen ones."""
+        if subnet not in self.subnets:
+            return {}
+        holder = self.get_submodule(str(self.subnets.index(subnet)))
+        return {name: getattr(holder, key) for name, key in self._keys.items()}
+
+    @property
+    def unit(self) -> Unit:
+        """The choice among the subnets as a unit, to be drawn like one."""
+        return Unit("switch", "level", len(self.subnets), draw="uniform")
+
+
+def _names(graph: Graph, arguments: Sequence[str]) -> Iterator[str]:
+    """The tensors of batch norms, each once."""
+    found = dict.fromkeys(
+        str(source.target)
+        for call in graph.calls.values()
+        if call.op == "batch_norm"
+        for argument in arguments
+        if isinstance(source := call.args.get(argument), fx.Node) and source.op == "get_attr"
+    )
+    yield from found

@@ -1,0 +1,97 @@
+"""Room for odd sizes: what a training step may compute with zeros beside, because it is cheaper so.
+
+Convolution kernels work on 16 channels at a time, and oneDNN compiles a new kernel for every new
+size: a step with 77 channels costs as much as one with 80, and a draw that never came before costs
+the compilation on top. So in training a convolution with 77 drawn channels runs on 80, three of
+them made of zero weights. A channel of zeros adds nothing to what reads it, and gets no gradient:
+the result is that of 77. This holds where the table says so of every op that the dim meets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from nestify.dims import Dim, Expr, dims_of, resolve
+from nestify.groups import Graph
+from nestify.rules import CONVOLUTIONS, QUIET, Call
+from nestify.slicing import Keep
+
+__all__ = ["Room"]
+
+_LANES = 16
+_SIZES = 16  # of a dim, at most: each is compiled once
+
+
+class Room:
+    """The dims of a graph that may be padded with zeros, and to which sizes.
+
+    >>> import torch
+    >>> from nestify.capture import capture
+    >>> from nestify.groups import analyse
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.Conv2d(64, 4, 3))
+    >>> graph = analyse(capture(net, (torch.randn(1, 3, 8, 8),)))
+    >>> dim = graph.groups[0].dim
+    >>> Room(graph).padded(Keep({dim: 37})).size(dim)
+    48
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.quanta = {dim: _quantum(dim.size) for dim in _paddable(graph)}
+
+    def padded(self, keep: Keep) -> Keep:
+        """The same with more room where it is cheaper; ``keep`` itself where there is none."""
+        sizes = dict(keep.sizes)
+        for dim, quantum in self.quanta.items():
+            size = sizes.get(dim)
+            if size is not None and dim not in keep.picks:
+                sizes[dim] = min(dim.size, math.ceil(size / quantum) * quantum)
+        return keep if sizes == keep.sizes else Keep(sizes, keep.picks)
+
+
+def _quantum(size: int) -> int:
+    return _LANES * math.ceil(size / (_LANES * _SIZES))
+
+
+def _paddable(graph: Graph) -> set[Dim]:
+    """Dims of convolutions that stand alone wherever they are, and meet only ops that take zeros
+    well.
+    """
+    wanted: set[Dim] = set()
+    barred: set[Dim] = set()
+    for dims in graph.tensor_dims.values():
+        barred.update(_compounded(dims))
+    for node, call in graph.calls.items():
+        places = [graph.dims[place] for place in (node, *node.all_input_nodes)]
+        touched = {dim for dims in places for expr in _flat(dims) for dim in dims_of(expr)}
+        if call.op in CONVOLUTIONS:
+            wanted |= touched
+        if not _is_quiet(call):
+            barred |= touched
+        barred.update(dim for expr in call.normalised for dim in dims_of(expr))
+        barred.update(dim for dims in places for dim in _compounded(_flat(dims)))
+    return {dim for dim in wanted - barred if not dim.batch}
+
+
+def _flat(dims: Any) -> list[Expr]:
+    return pytree.tree_leaves(dims)
+
+
+def _compounded(dims: Iterable[Expr]) -> Iterator[Dim]:
+    """Dims that are part of a larger expression."""
+    for expr in dims:
+        if not isinstance(resolve(expr), Dim):
+            yield from dims_of(expr)
+
+
+def _is_quiet(call: Call) -> bool:
+    """Whether channels of zeros stay finite here and leave the others alone."""
+    if call.op not in QUIET:
+        return False
+    weight, eps = call.args.get("weight"), call.args.get("eps")
+    own = not isinstance(weight, fx.Node) or weight.op == "get_attr"
+    return own and (eps is None or eps > 0)

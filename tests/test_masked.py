@@ -1,0 +1,132 @@
+"""The paper's masks: the function of slices where they follow the norm; one graph to compile."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+import nestify
+from tests.test_depth import Stage
+from tests.test_training import classes, gradients
+
+HIDDEN = "fn3-channel+fn3-neuron+fn3-head+fn3-path"
+
+
+def alike(name: str) -> tuple[nestify.NestedModel, torch.Tensor, torch.Tensor]:
+    nested, x, y = classes(name)
+    nested = nestify.transform(nested.graph.capture.model.double(), HIDDEN, (x.double(),))
+    return nested.train(), x.double(), y
+
+
+@pytest.mark.parametrize("name", ["block", "encoder", "bn", "bn 1d"])
+@pytest.mark.parametrize("seed", range(2))
+def test_masks_after_the_norm_are_slices(name: str, seed: int) -> None:
+    nested, x, _y = alike(name)
+    masked = nested.masked()
+    subnet = nested.space.sample(torch.Generator().manual_seed(seed))
+    results = []
+    for net in (nested, masked):
+        nested.zero_grad()
+        with nested.activate(subnet):
+            out = net(x)
+        out.square().sum().backward()
+        results.append((out, {k: g.clone() for k, g in gradients(nested).items()}))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-10, atol=1e-12)
+    for key, grad in results[0][1].items():
+        torch.testing.assert_close(grad, results[1][1][key], rtol=1e-9, atol=1e-11, msg=key)
+    masked.eval()
+    with nested.activate(subnet):
+        torch.testing.assert_close(nested(x), masked(x), rtol=1e-10, atol=1e-12)
+
+
+def test_dropped_layers_are_masked_branches() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    nested = nestify.transform(Stage(), "fn3-layer+fn3-channel", (x,)).eval()
+    masked = nested.masked()
+    for seed in range(4):
+        with nested.activate(nested.space.sample(torch.Generator().manual_seed(seed))):
+            torch.testing.assert_close(nested(x), masked(x))
+
+
+def test_units_are_visible_after_norm_and_activation() -> None:
+    nested, _, _ = classes("bn")
+    nested = nestify.transform(nested.graph.capture.model, "fn3-channel", nested.example_inputs)
+    after, before = nested.masked().network, nested.masked(before_norm=True).network
+    for network, what in ((after, torch.ops.aten.relu.default), (before, "0")):
+        (unit,) = [n for n in network.graph.nodes if n.name.startswith("odo_")]
+        assert unit.args[0].target == what
+    assert "self.odo" in after.code
+
+
+def test_a_mask_before_the_norm_leaves_constants() -> None:
+    """A removed channel comes out of the norm as relu(b - g mu / sigma): it is not removed."""
+    nested, x, _y = classes("bn")
+    nested = nestify.transform(nested.graph.capture.model, "fn3-channel", nested.example_inputs)
+    with torch.no_grad():
+        nested.get_parameter("1.bias").fill_(1.0)
+    nested.eval()
+    with nested.activate(nested.space.smallest()):
+        sliced, after = nested(x), nested.masked()(x)
+        before = nested.masked(before_norm=True)(x)
+    torch.testing.assert_close(sliced, after)
+    assert not torch.allclose(sliced, before, atol=1e-2)
+
+
+def test_a_unit_that_a_norm_takes_statistics_over_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4))
+    nested = nestify.transform(net, "fn3-neuron{where=all}", (torch.randn(2, 6),))
+    with pytest.raises(nestify.UsageError, match="layer_norm takes statistics"):
+        nested.masked()
+
+
+def test_masked_training_draws_the_same_subnets() -> None:
+    nested, x, _ = alike("block")
+    twin = copy.deepcopy(nested)
+    masked = nested.masked()
+    for net in (nested, twin):
+        net.draws.restart(5)
+    for _ in range(3):
+        torch.testing.assert_close(masked(x), twin(x), rtol=1e-10, atol=1e-12)
+        assert nested.drawn == twin.drawn
+
+
+def test_one_compilation_serves_all_subnets() -> None:
+    nested, x, y = classes("block")
+    nested = nestify.transform(nested.graph.capture.model, HIDDEN, nested.example_inputs).train()
+    twin = copy.deepcopy(nested)
+    counter = CompileCounter()
+    masked = nested.masked()
+    torch._dynamo.reset()
+    compiled = torch.compile(masked, backend=counter)
+    for net in (nested, twin):
+        net.draws.restart(5)
+    seen = set()
+    for i in range(5):
+        for net, inner in ((compiled, nested), (twin, twin)):
+            inner.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+        seen.add(nested.drawn)
+        for a, b in zip(nested.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+        if i == 0:
+            first = counter.frame_count
+    assert len(seen) > 2
+    assert counter.frame_count == first <= 2
+
+
+def test_a_compiled_nested_model_still_draws() -> None:
+    nested, x, _y = classes("block")
+    twin = copy.deepcopy(nested)
+    torch._dynamo.reset()
+    compiled = torch.compile(nested, backend="eager")
+    for net in (nested, twin):
+        net.draws.restart(5)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x), twin(x))
+        assert nested.drawn == twin.drawn

@@ -1,0 +1,165 @@
+"""What a subnet has of its own: cached statistics, switchable norms, factors of a scaling rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nestify
+from nestify.calibration import reestimate_batch_norm
+from nestify.training import step
+from tests.test_masked import HIDDEN
+from tests.test_training import classes
+
+
+def conv_net() -> tuple[nestify.NestedModel, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12 * 9, 5),
+    )
+    batches = [torch.randn(16, 3, 7, 7) * 3 + 1 for _ in range(3)]
+    nested = nestify.transform(net, "fn3-channel{where=all,draw=uniform}", (batches[0],))
+    return nested, batches
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def test_statistics_of_a_subnet_are_kept_and_shipped() -> None:
+    nested, batches = conv_net()
+    nested.eval()
+    small, half = nested.space.smallest(), nested.space.at(0.5)
+    before = {name: b.clone() for name, b in nested.named_buffers()}
+    expected = {}
+    for subnet in (small, half):
+        slim = nested.extract(subnet)
+        reestimate_batch_norm(slim, batches)
+        expected[subnet] = slim(batches[0])
+        nested.calibrate(subnet, batches)
+    for subnet in (small, half):
+        with nested.activate(subnet):
+            torch.testing.assert_close(nested(batches[0]), expected[subnet])
+        torch.testing.assert_close(nested.extract(subnet)(batches[0]), expected[subnet])
+    full = nested(batches[0])
+    assert all(torch.equal(b, before[name]) for name, b in nested.named_buffers())
+    assert not torch.allclose(nested.extract(nested.space.largest(), batches)(batches[0]), full)
+
+
+@pytest.mark.parametrize("event", ["train", "load"])
+def test_statistics_are_forgotten_when_weights_change(event: str) -> None:
+    nested, batches = conv_net()
+    nested.eval()
+    small = nested.space.smallest()
+    with nested.activate(small):
+        plain = nested(batches[0])
+        nested.calibrate(small, batches)
+        assert not torch.allclose(nested(batches[0]), plain)
+        if event == "train":
+            nested.train().eval()
+        else:
+            nested.load_state_dict(nested.state_dict())
+        assert torch.equal(nested(batches[0]), plain)
+
+
+# --- switchable norms -----------------------------------------------------------------------------
+
+
+def test_norms_switch_with_the_subnet() -> None:
+    nested, batches = conv_net()
+    norms = nested.switch_norms([0.25, 0.5, 1.0])
+    assert len(list(nested.parameters())) == 10 + 3 * 4
+    optimizer = torch.optim.SGD(nested.parameters(), lr=0.1)
+    nested.train()
+    shared = {n: t.clone() for n, t in nested.named_tensors() if not n.startswith("switch")}
+    seen = set()
+    for i in range(12):
+        optimizer.zero_grad()
+        step(nested, batches[i % 3], torch.arange(16) % 5, F.cross_entropy)
+        optimizer.step()
+        seen.add(nested.drawn)
+    assert seen == set(norms.subnets)
+    state = nested.state_dict()
+    for name in ("1.weight", "1.running_mean", "4.bias"):
+        assert torch.equal(state[name], shared[name])  # no longer in use
+        own = [getattr(norms.get_submodule(str(i)), name.replace(".", ":")) for i in range(3)]
+        assert not any(torch.equal(t, shared[name]) for t in own)
+        assert not torch.equal(own[0], own[2])
+    nested.eval()
+    for subnet in norms.subnets:
+        slim = nested.extract(subnet)  # verified against the nested model
+        index = norms.subnets.index(subnet)
+        own = getattr(norms.get_submodule(str(index)), "1:running_mean")
+        kept = slim.get_buffer("1.running_mean")
+        assert torch.equal(kept, own[: len(kept)])
+
+
+def test_norms_need_two_subnets_and_a_norm() -> None:
+    nested, _ = conv_net()
+    with pytest.raises(nestify.UsageError, match="two subnets"):
+        nested.switch_norms([0.5, 0.5])
+    plain, _, _ = classes("encoder")
+    with pytest.raises(nestify.UsageError, match="no BatchNorm"):
+        plain.switch_norms([0.5, 1.0])
+
+
+# --- scaling --------------------------------------------------------------------------------------
+
+
+def test_scaling_multiplies_each_channel_by_how_often_it_was_kept() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 4), nn.Linear(4, 2)
+    net = nn.Sequential(first, nn.ReLU(), second)
+    x = torch.randn(5, 3)
+    nested = nestify.transform(net, "fn3-neuron{draw=uniform}", (x,)).eval()
+    hidden = F.relu(first(x))
+    factors = {
+        ("expected", 4): [1, 3 / 4, 2 / 4, 1 / 4],
+        ("expected", 2): [1, 3 / 4, 0, 0],
+        ("conditional", 4): [1, 3 / 4, 2 / 4, 1 / 4],
+        ("conditional", 2): [1, 1 / 2, 0, 0],
+        ("none", 2): [1, 1, 0, 0],
+    }
+    for (rule, size), values in factors.items():
+        nested.scaling = rule
+        with nested.activate(nestify.Subnet({"0": size})):
+            out = nested(x)
+        torch.testing.assert_close(out, second(hidden * torch.tensor(values)))
+        slim = nested.extract(nestify.Subnet({"0": size}))
+        torch.testing.assert_close(slim(x), out)
+
+
+@pytest.mark.parametrize("rule", ["expected", "conditional"])
+@pytest.mark.parametrize("name", ["block", "encoder"])
+def test_scaled_subnets_are_extracted_as_they_run(name: str, rule: str) -> None:
+    nested, x, _ = classes(name)
+    nested = nestify.transform(nested.graph.capture.model, HIDDEN, (x,))
+    nested.eval().scaling = rule
+    for seed in range(3):
+        subnet = nested.space.sample(torch.Generator().manual_seed(seed))
+        with nested.activate(subnet):
+            torch.testing.assert_close(nested.extract(subnet)(x), nested(x), rtol=1e-4, atol=1e-5)
+
+
+def test_training_is_never_scaled() -> None:
+    nested, batches = conv_net()
+    nested.train()
+    with nested.activate(nested.space.at(0.5)):
+        plain = nested(batches[0])
+        nested.scaling = "expected"
+        assert torch.equal(nested(batches[0]), plain)
+
+
+def test_wrong_scaling() -> None:
+    nested, _ = conv_net()
+    with pytest.raises(nestify.UsageError, match="none, expected, conditional"):
+        nested.scaling = "beta"
+    assert nested.scaling == "none"

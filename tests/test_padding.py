@@ -1,0 +1,130 @@
+"""Room for zeros: which dims get it, and that a padded step is the step without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nestify
+from nestify.padding import Room
+from tests.test_nested import train_alike
+from tests.test_training import gradients, put_back
+
+
+class Bottleneck(nn.Module):
+    """Plain, depthwise and 1 x 1 convolutions with norms, on and off a residual stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 40, 3, padding=1)
+        self.expand, self.norm1 = nn.Conv2d(40, 300, 1, bias=False), nn.BatchNorm2d(300)
+        self.depthwise, self.norm2 = nn.Conv2d(300, 300, 3, 1, 1, groups=300), nn.BatchNorm2d(300)
+        self.slope = nn.PReLU(300)
+        self.project, self.norm3 = nn.Conv2d(300, 40, 1), nn.BatchNorm2d(40)
+        self.head = nn.Linear(40, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = F.silu(self.norm1(self.expand(x)))
+        y = torch.sigmoid(self.slope(self.norm2(self.depthwise(y))))
+        return self.head((x + self.norm3(self.project(y))).mean((2, 3)))
+
+
+def pair(*between: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 40, 3), *between, nn.Conv2d(40, 4, 3))
+
+
+class Reads(nn.Module):
+    """The second convolution reads its input through ``how``."""
+
+    def __init__(self, how: Callable[[torch.Tensor], torch.Tensor], width: int = 40) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Conv2d(3, 40, 3), nn.Conv2d(width, 4, 1), how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.how(self.a(x)))
+
+
+PADDED: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: pair(nn.BatchNorm2d(40), nn.ReLU()),
+    "pool": lambda: pair(nn.Hardswish(), nn.MaxPool2d(2, 1)),
+    "squeeze": lambda: Reads(lambda x: x * x.mean((2, 3), keepdim=True)),
+}
+BARE: dict[str, Callable[[], nn.Module]] = {
+    "draws noise": lambda: pair(nn.Dropout(0.5)),
+    "statistics over channels": lambda: Reads(lambda x: x - x.mean(1, keepdim=True)),
+    "group norm": lambda: pair(nn.GroupNorm(4, 40)),
+    "infinite at zero": lambda: Reads(lambda x: x.exp().log().sqrt()),
+    "no epsilon": lambda: pair(nn.BatchNorm2d(40, eps=0.0)),
+    "concatenated": lambda: Reads(lambda x: torch.cat([x, x], 1), 80),
+    "channels multiplied by each other": lambda: Reads(
+        lambda x: x * x.flatten(2).transpose(1, 2).matmul(x.flatten(2)).mean()
+    ),
+}
+
+
+def rooms(model: nn.Module) -> dict[str, int]:
+    graph = nestify.trace(model, (torch.randn(2, 3, 7, 7),))
+    quanta = Room(graph).quanta
+    return {group.name: quanta[group.dim] for group in graph.groups if group.dim in quanta}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_channels_that_stand_alone_are_padded(name: str) -> None:
+    assert list(rooms(PADDED[name]()).values()) == [16]
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_channels_that_zeros_could_disturb_are_not(name: str) -> None:
+    assert rooms(BARE[name]()) == {}
+
+
+def test_a_dim_has_at_most_sixteen_sizes() -> None:
+    assert rooms(Bottleneck()) == {"stem": 16, "expand": 32}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 1), (13, 150), (16, 32), (33, 299), (40, 300)])
+def test_a_padded_step_is_a_step_of_the_extracted_network(
+    sizes: tuple[int, int], channels_last: bool
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 6).double()
+    nested = nestify.transform(Bottleneck().double(), "fn3-channel{where=all}", (x,)).train()
+    if channels_last:
+        nested = nested.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+    subnet = nestify.Subnet(dict(zip(("stem", "expand"), sizes, strict=True)))
+    before = {name: b.clone() for name, b in nested.named_buffers()}
+    slim = nested.extract(subnet, verify=False)
+    train_alike(slim, nested)
+    with nested.activate(subnet):
+        out = nested(x)
+    expected = slim(x)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+    for result in (out, expected):
+        result.square().sum().backward()
+    grads = put_back(nested, subnet, slim)
+    for name, grad in gradients(nested).items():
+        torch.testing.assert_close(grad, grads[name], rtol=1e-8, atol=1e-11, msg=name)
+        assert grad.stride() == nested.get_parameter(name).stride(), name
+    for name, buffer in slim.named_buffers():
+        full = nested.get_buffer(name)
+        kept = full[: len(buffer)] if buffer.ndim else full
+        torch.testing.assert_close(kept, buffer, rtol=1e-10, atol=1e-12)
+        if buffer.ndim:
+            assert torch.equal(full[len(buffer) :], before[name][len(buffer) :])
+
+
+def test_no_room_is_given_in_eval() -> None:
+    """There sizes stay for long, and the subnet is the one that ships."""
+    nested = nestify.transform(Bottleneck(), "fn3-channel", (torch.randn(2, 3, 6, 6),))
+    subnet = nestify.Subnet({"expand": 33})
+    for training in (False, True):
+        nested.train(training)
+        bound = nested._bind(subnet, 2)  # pyright: ignore[reportPrivateUsage]
+        assert bool(bound.pads) is training
