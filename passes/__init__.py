@@ -60,11 +60,10 @@ def parse_recipe(recipe: str) -> tuple[Pass, ...]:
 
 def calibrated(passes: Sequence[Pass], batches: Iterable[Any]) -> tuple[Pass, ...]:
     """The passes with calibration data for those that read any (a field ``calibration``)."""
-    kept = list(batches)
 
     def given(step: Any) -> Any:
         reads = any(field.name == "calibration" for field in dataclasses.fields(step))
-        return dataclasses.replace(step, calibration=kept) if reads else step
+        return dataclasses.replace(step, calibration=batches) if reads else step
 
     return tuple(given(step) for step in passes)
 

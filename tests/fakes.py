@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class FakeNested(nn.Module):
         self.weight = nn.Parameter(torch.zeros(2))
         self.space = SearchSpace(tuple(units))
         self.recipe = "fake"
+        self.graph = SimpleNamespace(original=None)
         self.example_inputs = (torch.zeros(1),)
         self.example_kwargs: dict[str, Any] = {}
         self.importance = importance

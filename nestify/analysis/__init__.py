@@ -1,7 +1,8 @@
-"""Looking into networks: which filters depend on which, and what each layer costs.
+"""Looking into networks: which filters depend on which, what a layer costs, what a rewrite saves.
 
-The analyses of Deep Roots (Ioannou et al., 2017): filter covariance (A.2, Figs. 6 and 10 to 13) and
-layer-wise savings (A.4, Fig. 15). Plots need matplotlib: ``pip install nestify[report]``.
+The analyses of Deep Roots (Ioannou et al., 2017): filter covariance (A.2, Figs. 6 and 10 to 13),
+savings layer by layer (A.4, Fig. 15), and whether they pay on a target (section 5). Plots need
+matplotlib: ``pip install nestify[report]``.
 """
 
 from nestify.analysis.covariance import (
@@ -10,15 +11,19 @@ from nestify.analysis.covariance import (
     filter_covariances,
 )
 from nestify.analysis.layers import LayerSaving, layer_savings
+from nestify.analysis.payoffs import LayerPayoff, Payoff, payoff
 from nestify.analysis.plots import plot_layer_savings, plot_matrices
 from nestify.moments import zca
 
 __all__ = [
+    "LayerPayoff",
     "LayerSaving",
+    "Payoff",
     "filter_correlation",
     "filter_covariance",
     "filter_covariances",
     "layer_savings",
+    "payoff",
     "plot_layer_savings",
     "plot_matrices",
     "zca",

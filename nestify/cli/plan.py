@@ -27,6 +27,7 @@ from nestify.cli.common import (
 from nestify.cli.tradeoff import PlanResult
 
 if TYPE_CHECKING:
+    from nestify.analysis import Payoff
     from nestify.emit import ExportReport
     from nestify.nested import NestedModel
     from nestify.plans import Plan, PlanPoint
@@ -96,7 +97,7 @@ def plan_command(
     plan = replace(plan, model=rebased(model, Path.cwd(), folder.absolute()))
     point = choose(plan, None, bounds)
     report = _write(plan, point, nested, source, folder)
-    result = PlanResult(model, plan, point, report, bounds, folder)
+    result = PlanResult(model, plan, point, report, bounds, folder, _payoff(nested, target[0]))
     return result.document() if as_document else result.text()
 
 
@@ -105,7 +106,23 @@ def nested_from(source: Source, recipe: str) -> NestedModel:
     import nestify
 
     say(f"capturing and nesting with {recipe}")
-    return nestify.transform(source.model, recipe, source.example_inputs, source.example_kwargs)
+    return nestify.transform(
+        source.model,
+        recipe,
+        source.example_inputs,
+        source.example_kwargs,
+        calibration=source.calibration,
+    )
+
+
+def _payoff(nested: NestedModel, target: str) -> Payoff | None:
+    """What the rewriting passes of the recipe saved on ``target``, if there were any."""
+    if nested.graph.original is None:
+        return None
+    from nestify.analysis import payoff
+
+    say(f"timing the original and its rewritten layers on {target} ...")
+    return payoff(nested, target)
 
 
 def _write(

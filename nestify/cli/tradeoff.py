@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from nestify.cli.choice import rule
 from nestify.cli.common import as_json, table
 
 if TYPE_CHECKING:
+    from nestify.analysis import Payoff
     from nestify.emit import ExportReport
     from nestify.plans import Plan, PlanPoint
 
@@ -28,6 +29,7 @@ class PlanResult:
         report: what its export says.
         bounds: the constraints.
         folder: where both files are.
+        payoff: what a rewrite before the search saved on the first target.
     """
 
     model: str
@@ -36,6 +38,7 @@ class PlanResult:
     report: ExportReport
     bounds: Mapping[str, float]
     folder: Path
+    payoff: Payoff | None = None
 
     @property
     def cost(self) -> str:
@@ -67,7 +70,8 @@ class PlanResult:
                 colalign=("left", *["right"] * 5, "left"),
             ),
             "",
-            f"* exported: {rule(self.bounds)}",
+            *([self.payoff.text] if self.payoff else []),
+            f"* exported: {rule(self.bounds) if self.point.subnet else 'there is no other'}",
             f"{self.report}; equal to torch in onnxruntime",
             f"{self.folder / 'plan.json'}: all {len(self.plan.points)} points",
         ]
@@ -101,6 +105,8 @@ class PlanResult:
                 "checked_in": "onnxruntime",
             },
         }
+        if self.payoff is not None:
+            fields["rewrite"] = asdict(self.payoff)
         return as_json("plan", fields)
 
     def _row(self, point: PlanPoint) -> tuple[str, ...]:
@@ -119,6 +125,8 @@ class PlanResult:
         """Say at which share of their full size the units stand."""
         full = self.full.subnet
         shares = [size / full[name] for name, size in point.subnet.items() if full[name]]
+        if not shares:  # a recipe that only rewrites
+            return ""
         low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
         return low if low == high else f"{low} to {high}"
 

@@ -79,7 +79,7 @@ def search(
     targets = (target,) if isinstance(target, str) else tuple(target)
     bounds = dict(constraints or {})
     _check(targets, method, bounds, max_evaluations)
-    if not nested.space.units:
+    if not nested.space.units and nested.graph.original is None:
         raise UsageError(
             f"no dim of the model is elastic under {nested.recipe!r}: there is nothing to search; "
             "`nestify inspect` shows why"
@@ -91,7 +91,11 @@ def search(
         _check_feasible(nested, pricer, bounds)
         scored = evaluate or fidelity(nested, nested.example_inputs, nested.example_kwargs)
         ledger = Ledger(nested, scored, max_evaluations, progress)
-        path = _walk(method, ledger, pricer, seed, reserve=2 if bounds else 1)
+        if nested.space.units:
+            path = _walk(method, ledger, pricer, seed, reserve=2 if bounds else 1)
+        else:  # a recipe that only rewrites: a family of one
+            path = [nested.space.largest()]
+            ledger.score(path[0])
         if bounds:
             _near(path, ledger, pricer, bounds)
         points = pricer.points(ledger.scores)
