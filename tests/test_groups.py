@@ -97,6 +97,21 @@ def test_a_view_that_no_part_explains_advises_on_sizes() -> None:
     assert {dim.kind for dim in found} >= {"parts", "input", "output"}
 
 
+def test_a_window_over_channels_is_a_reason() -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.mix = nn.Linear(4, 12), nn.Conv1d(1, 1, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.mix(self.wide(x)[:, None]).mean()
+
+    found = nestify.trace(Mixing(), example_inputs=(torch.randn(2, 4),)).fixed
+    (slid,) = (dim for dim in found if dim.op == "conv1d")
+    assert (slid.size, slid.kind) == (12, "positions")
+    assert all(dim.size != 3 for dim in found), "the size of a window is no choice"
+
+
 def test_every_kind_of_reason_has_its_advice() -> None:
     assert set(ADVICE) == set(get_args(Kind))
 

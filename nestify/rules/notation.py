@@ -162,7 +162,7 @@ def _fix_consumed(line: Line, match: _Match, kept: set[str]) -> None:
     for name, exprs in match.stars.items():
         if name not in kept:
             for expr in exprs:
-                match.call.fix(expr, WINDOW, "window")
+                match.call.fix(expr, WINDOW, "window" if name == "*k" else "positions")
 
 
 def _output(match: _Match, tokens: list[tuple[str, ...]]) -> Dims:
