@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from nestify.batch_trace import BatchArguments, batch_arguments
 from nestify.errors import CaptureError, NestifyWarning
 from nestify.lowering import lower
 from nestify.modes import left_as_found, mark_stochastic, mode_readers
@@ -39,7 +40,7 @@ class Capture:
     tensor. ``batched`` names the placeholders whose dim 0 is the batch; ``tiled`` says that they
     were traced at twice the size of ``example_inputs``. ``mode_args`` lists arguments whose value
     depends on train/eval: (node, argument) -> value in training; ``notes`` what training does that
-    no argument can say.
+    no argument can say; ``by_batch`` lists arguments whose value differs at another batch size.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Capture:
     notes: tuple[str, ...] = ()
     mode_args: Mapping[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])
     tiled: bool = False
+    by_batch: BatchArguments = field(default_factory=lambda: BatchArguments({}))
 
 
 def capture(
@@ -111,8 +113,10 @@ def _capture(
             program = export_program(model, args, kwargs)
         lowered = lower(model, program)
         modes = training_arguments(model, args, kwargs, lowered.graph, readers)
-    size = _batch_size(flat)
-    nodes = zip(lowered.inputs, flat, strict=True)
+        size = _batch_size(flat)
+        batched = [size > 1 and _is_batched(leaf, size) for leaf in flat]
+        by_batch = batch_arguments(model, flat, spec, lowered.graph, batched)
+    nodes = zip(lowered.inputs, batched, strict=True)
     return Capture(
         model=model,
         graph=lowered.graph,
@@ -122,9 +126,8 @@ def _capture(
         example_kwargs=example_kwargs,
         in_spec=cast(pytree.TreeSpec, program.call_spec.in_spec),
         out_spec=cast(pytree.TreeSpec, program.call_spec.out_spec),
-        batched=frozenset(
-            node.name for node, leaf in nodes if size > 1 and _is_batched(leaf, size)
-        ),
+        batched=frozenset(node.name for node, wide in nodes if wide),
+        by_batch=by_batch,
         notes=modes.notes,
         mode_args=modes.values,
         tiled=_batch_size(pytree.tree_leaves((example_inputs, example_kwargs))) != size,

@@ -234,6 +234,7 @@ def analyse(captured: Capture) -> Graph:
             _fix_outputs(graph, node)
     fix_numbered(graph.calls.values())
     _fix_batch_in_tensors(graph)
+    _fix_batch_in_numbers(graph)
     return graph
 
 
@@ -310,6 +311,36 @@ def _fix_batch_in_tensors(graph: Graph) -> None:
                 if dim.batch:
                     text = f"{name} is as long as the example's batch"
                     fix(dim, Reason(name, "get_attr", text, "batch"))
+
+
+def _fix_batch_in_numbers(graph: Graph) -> None:
+    """A number worked out from the batch size is baked in, unless a rule spells it."""
+    found = graph.capture.by_batch
+    calls = {node.name: call for node, call in graph.calls.items()}
+    for (name, argument), other in found.values.items():
+        call = calls[name]
+        value = call.args[argument]
+        if not _spelled(call.literals.get(argument), value, other):
+            text = f"computes with {value!r}, which is {other!r} with one sample more"
+            _fix_batch(graph, call.why(text)._replace(kind="batch"))
+    if found.elsewhere:
+        why = Reason(found.elsewhere, "call", "is made at one batch size only", "batch")
+        _fix_batch(graph, why)
+    if found.refused:
+        _fix_batch(graph, Reason("", "input", found.refused, "batch"))
+
+
+def _spelled(literal: Any, value: Any, other: Any) -> bool:
+    """Whether what differs between two batch sizes is a size that a rule explains."""
+    if isinstance(literal, tuple):
+        pairs = zip(literal, value, other, strict=False)
+        return all(expr is not None or mine == theirs for expr, mine, theirs in pairs)
+    return literal is not None and not isinstance(literal, int)
+
+
+def _fix_batch(graph: Graph, why: Reason) -> None:
+    if graph.example_batch is not None:
+        fix(graph.example_batch, why)
 
 
 def _kind(dim: Dim, where: list[Site], tensors: Mapping[str, torch.Tensor]) -> str:

@@ -4,7 +4,6 @@ decides.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
@@ -13,8 +12,8 @@ from torch import fx, nn
 from nestify.errors import CaptureError
 from nestify.lowering import lower
 from nestify.modes import has_own_switch
-from nestify.rules import COPIES, bind_arguments, op_name
-from nestify.tracing import export_program, source_line
+from nestify.rules import bind_arguments, op_name
+from nestify.tracing import align, calls_of, export_program, source_line
 from nestify.trees import submodule
 
 __all__ = ["TrainingArguments", "training_arguments"]
@@ -70,30 +69,14 @@ def _switches(
 
 
 def _compare(graph: fx.Graph, other: fx.Graph) -> TrainingArguments:
-    mine, theirs = _calls(graph), _calls(other)
-    keys = [[(n.meta["path"], op_name(n.target)) for n in calls] for calls in (mine, theirs)]
-    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
-    values: dict[tuple[str, str], Any] = {}
-    eval_only: list[fx.Node] = []
-    train_only: list[fx.Node] = []
-    for tag, a, b, c, d in matcher.get_opcodes():
-        if tag == "equal":
-            for node, twin in zip(mine[a:b], theirs[c:d], strict=True):
-                values |= {(node.name, key): value for key, value in _differences(node, twin)}
-        else:
-            eval_only += mine[a:b]
-            train_only += [n for n in theirs[c:d] if not _counts_batches(n)]
+    pairs, eval_only, train_only = align(graph, other)
+    train_only = [node for node in train_only if not _counts_batches(node)]
+    values = {(n.name, key): value for n, twin in pairs for key, value in _differences(n, twin)}
     notes = (
-        *_notes(train_only, _active(mine), "does in training only", "leaves it out"),
-        *_notes(eval_only, _active(theirs), "does in eval only", "does it in training too"),
+        *_notes(train_only, _active(graph), "does in training only", "leaves it out"),
+        *_notes(eval_only, _active(other), "does in eval only", "does it in training too"),
     )
     return TrainingArguments(values, notes)
-
-
-def _calls(graph: fx.Graph) -> list[fx.Node]:
-    """The calls that compute; where memory is laid out anew may differ between the modes."""
-    calls = (node for node in graph.nodes if node.op == "call_function")
-    return [node for node in calls if op_name(node.target) not in COPIES]
 
 
 def _differences(node: fx.Node, twin: fx.Node) -> Iterator[tuple[str, Any]]:
@@ -114,10 +97,10 @@ def _counts_batches(node: fx.Node) -> bool:
     )
 
 
-def _active(nodes: list[fx.Node]) -> set[str]:
-    """The modules that made these calls, and those around them."""
+def _active(graph: fx.Graph) -> set[str]:
+    """The modules that made calls, and those around them."""
     found = {""}
-    for path in {str(node.meta["path"]) for node in nodes}:
+    for path in {str(node.meta["path"]) for node in calls_of(graph)}:
         parts = path.split(".")
         found.update(".".join(parts[: i + 1]) for i in range(len(parts)))
     return found

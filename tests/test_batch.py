@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import nestify
+from nestify.dims import Const, leaves_of
 from tests.laws.equalities import check_laws
 
 
@@ -54,6 +55,79 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rates = torch.arange(6) * 0.5 + torch.arange(1, 7) + torch.arange(6.0)
         return self.head(torch.tanh(self.up(x)) * rates)
+
+
+class Centred(nn.Module):
+    """Takes the mean over the batch with a Python number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        return self.head(torch.tanh(y - y.sum(0, keepdim=True) / x.shape[0]))
+
+
+class Unbiased(Centred):
+    """The same with one less."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        return self.head(torch.tanh(y * (y.sum(0, keepdim=True) / (len(x) - 1))))
+
+
+class Switching(Centred):
+    """Other code for larger batches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x) * 0.5
+        return self.head(torch.tanh(y) if len(x) > 2 else y)
+
+
+class Halving(Centred):
+    """Only even batches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.up(x)) * 0.5
+        if len(x) % 2:
+            raise ValueError("pairs, please")
+        return self.head(y)
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (Centred, "computes with 2, which is 3 with one sample more"),
+        (Unbiased, "computes with 1, which is 2 with one sample more"),
+        (Switching, "is made at one batch size only"),
+        (Halving, "pairs, please"),
+    ],
+)
+def test_numbers_worked_out_from_the_batch_size_fix_it(cls: type[nn.Module], words: str) -> None:
+    model, x = cls().double(), torch.randn(2, 4, dtype=torch.float64)
+    graph = nestify.trace(model, (x,))
+    assert graph.batch is None
+    assert graph.example_batch is not None
+    (batch,) = leaves_of(graph.example_batch)
+    assert isinstance(batch, Const)
+    assert batch.reason is not None
+    assert words in batch.reason.text
+    assert check_laws(model, (x,), subnets=4) == 1
+
+
+def test_a_single_sample_stays_single_where_the_code_computes_with_the_batch_size() -> None:
+    model, x = Centred().double(), torch.randn(1, 4, dtype=torch.float64)
+    assert nestify.trace(model, (x,)).batch is None
+    assert check_laws(model, (x,), subnets=4) == 1
+
+
+def test_numbers_that_stay_leave_the_batch_free() -> None:
+    class Scaled(Centred):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.up(x) * 0.5 + 2)) / 6
+
+    assert nestify.trace(Scaled(), (torch.randn(2, 4),)).batch is not None
 
 
 @pytest.mark.parametrize("cls", [Masked, Last])
