@@ -175,11 +175,11 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     where = "digits" if options.cifar10 is None else "CIFAR-10"
-    title = f"NiN at width {options.width:.3g} on {where}, {options.epochs} epochs, "
-    show(
-        title + f"{options.seeds} seeds",
-        [{**row, "accuracy": f"{row['accuracy']:.4f}"} for row in rows],
+    title = (
+        f"NiN at width {options.width:.3g} on {where}, {options.epochs} epochs, "
+        f"{options.seeds} seeds"
     )
+    show(title, [{**row, "accuracy": f"{row['accuracy']:.4f}"} for row in rows])
     write(f"deep_roots_{where.lower().replace('-', '')}", {"options": title, "rows": rows})
     if options.plot is not None:
         plot(rows, options.plot)

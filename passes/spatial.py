@@ -73,7 +73,7 @@ def find_spatial(graph: Graph) -> tuple[Spatial, ...]:
             obstacle = "it is the projection of a shortcut"
         found.append(
             Spatial(
-                tensor.rpartition(".")[0] or tensor,
+                _name(nodes[0], weight),
                 tensor,
                 tuple(nodes),
                 stages.index(levels[nodes[0]]),
@@ -107,6 +107,13 @@ def joins_activations(graph: Graph, node: fx.Node) -> bool:
         return False
     operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
     return len(operands) == 2 and all(a.op == "placeholder" or a in graph.calls for a in operands)
+
+
+def _name(node: fx.Node, weight: fx.Node) -> str:
+    """The module that holds the kernel, or the one that calls where the kernel is computed."""
+    if weight.op == "get_attr":
+        return str(weight.target).rpartition(".")[0] or str(weight.target)
+    return str(node.meta["path"]) or node.name
 
 
 def _operand(call: Call, name: str) -> fx.Node:

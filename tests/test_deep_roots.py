@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +109,15 @@ def test_stages_of_the_paper_s_models() -> None:
         "googlenet": {0: {"conv2"}, 1: {"inception3"}, 2: {"inception4"}, 3: {"inception5"}},
         "alexnet": {0: {"conv2"}, 1: {"conv3", "conv4", "conv5"}},
     }
+
+
+def test_the_page_on_deep_roots_shows_what_its_first_snippet_prints() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "deep-roots.md").read_text()
+    snippet, printed = re.findall(r"```(?:python|text)\n(.*?)```", page, re.DOTALL)[:2]
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == printed, done.stderr
 
 
 # --- a small model with everything ----------------------------------------------------------------
@@ -260,6 +273,17 @@ def test_shared_kernels_are_grouped_together() -> None:
     nested = nestify.transform(Twice(), "root-4", (torch.randn(1, 3, 5, 5),)).eval()
     assert [(c.where, c.done) for c in nested.graph.changes] == [("spatial", True)]
     assert nested.extract({}).spatial.groups == 4
+
+
+def test_a_kernel_that_is_computed_stays_and_is_named_by_its_module() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  as torch calls it
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(input, weight, self.bias)
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Standardised(8, 8, 3), nn.Conv2d(8, 8, 1))
+    with pytest.raises(nestify.UsageError, match="1: its kernel is computed"):
+        nestify.transform(net, "root-4", (torch.randn(1, 3, 6, 6),))
 
 
 # --- what a filter group is -----------------------------------------------------------------------
