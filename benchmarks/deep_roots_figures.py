@@ -86,7 +86,8 @@ def main() -> None:
                         "original": in_blocks(between["original"][pair], groups),
                     }
                 )
-    one = {recipe: {"conv2c, conv3a": row["conv2c, conv3a"]} for recipe, row in between.items()}
+    pair = "conv2c, conv3a"
+    one = {pair: {recipe: row[pair] for recipe, row in between.items()}}
     analysis.plot_matrices(one, options.out / "fig6.png")
     analysis.plot_matrices(within, options.out / "fig11.png")
     analysis.plot_matrices(between, options.out / "fig13.png")

@@ -19,7 +19,7 @@ from nestify.errors import (
 )
 
 if TYPE_CHECKING:
-    from nestify import training
+    from nestify import analysis, training
     from nestify.api import estimate, trace, transform
     from nestify.cost import Cost
     from nestify.emit import export
@@ -44,6 +44,7 @@ __all__ = [
     "Unit",
     "UsageError",
     "VerificationError",
+    "analysis",
     "estimate",
     "export",
     "list_targets",
@@ -71,8 +72,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "training":
-        return importlib.import_module("nestify.training")
+    if name in ("analysis", "training"):
+        return importlib.import_module(f"nestify.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'nestify' has no attribute {name!r}")

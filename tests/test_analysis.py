@@ -11,7 +11,6 @@ from torch import nn
 
 import nestify
 from examples.models import nin, resnet50_caffe
-from nestify import analysis
 from nestify.analysis import covariance as covariances
 from nestify.moments import Moments
 
@@ -53,14 +52,14 @@ def whitened(x: torch.Tensor) -> torch.Tensor:
 def test_covariance_is_equation_2() -> None:
     net, loader = pooled()
     x1, x2 = samples(net, loader)
-    found = analysis.filter_covariance(net, "first", "second", loader, whiten=False)
+    found = nestify.analysis.filter_covariance(net, "first", "second", loader, whiten=False)
     torch.testing.assert_close(found, x1 @ x2.T / (x1.shape[1] - 1))
 
 
 def test_whitened_covariance_is_equation_9() -> None:
     net, loader = pooled()
     x1, x2 = samples(net, loader)
-    found = analysis.filter_covariance(net, "first", "second", loader, eps=0.0)
+    found = nestify.analysis.filter_covariance(net, "first", "second", loader, eps=0.0)
     expected = whitened(x1) @ whitened(x2).T / (x1.shape[1] - 1)
     torch.testing.assert_close(found, expected)
     assert torch.linalg.matrix_norm(found, 2) <= 1 + 1e-9  # canonical correlations
@@ -68,11 +67,15 @@ def test_whitened_covariance_is_equation_9() -> None:
 
 def test_chunks_and_batches_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     net, loader = pooled()
-    whole = analysis.filter_covariance(net, "first", "second", [torch.cat(loader)])
+    whole = nestify.analysis.filter_covariance(net, "first", "second", [torch.cat(loader)])
     monkeypatch.setattr(covariances, "_CHUNK", 1)
-    torch.testing.assert_close(analysis.filter_covariance(net, "first", "second", loader), whole)
+    torch.testing.assert_close(
+        nestify.analysis.filter_covariance(net, "first", "second", loader), whole
+    )
     labelled = [(x, torch.zeros(len(x))) for x in loader]
-    torch.testing.assert_close(analysis.filter_covariance(net, "first", "second", labelled), whole)
+    torch.testing.assert_close(
+        nestify.analysis.filter_covariance(net, "first", "second", labelled), whole
+    )
 
 
 def test_no_chunk_holds_all_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +89,7 @@ def test_no_chunk_holds_all_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Moments, "add", spy)
     monkeypatch.setattr(covariances, "_CHUNK", 600)
     net, loader = pooled()
-    analysis.filter_covariance(net, "first", "second", loader)
+    nestify.analysis.filter_covariance(net, "first", "second", loader)
     assert max(sizes) <= 600 < sum(sizes) == 3 * 4 * 36 * 8
 
 
@@ -101,7 +104,7 @@ def test_covariance_is_exact_far_from_zero() -> None:
 
 
 def test_dims_that_do_not_vary_are_not_blown_up() -> None:
-    white = analysis.zca(torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64))
+    white = nestify.analysis.zca(torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64))
     assert white.isfinite().all()
     assert white[1, 1] < 1e3
 
@@ -110,28 +113,31 @@ def test_filter_groups_show_as_blocks() -> None:
     """The block-diagonal of Fig. 6: of independent maps, a filter knows those of its own group."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Identity(), nn.Conv2d(8, 8, 1, groups=4))
-    found = analysis.filter_covariance(net, "0", "1", [torch.randn(64, 8, 16, 16)]).abs()
+    found = nestify.analysis.filter_covariance(net, "0", "1", [torch.randn(64, 8, 16, 16)]).abs()
     blocks = torch.block_diag(*[torch.ones(2, 2)] * 4).bool()
     assert found[blocks].mean() > 20 * found[~blocks].mean()
 
 
 def test_maps_and_features_may_be_compared() -> None:
     net, loader = pooled()
-    assert analysis.filter_covariance(net, "second", "head", loader).shape == (4, 3)
-    assert analysis.filter_covariance(net, "head", "head", loader).shape == (3, 3)
+    assert nestify.analysis.filter_covariance(net, "second", "head", loader).shape == (4, 3)
+    assert nestify.analysis.filter_covariance(net, "head", "head", loader).shape == (3, 3)
 
 
 def test_all_pairs_in_one_pass_over_the_loader() -> None:
     net, loader = pooled()
-    found = analysis.filter_covariances(net, ["first", "second", "head"], iter(loader))
+    found = nestify.analysis.filter_covariances(net, ["first", "second", "head"], iter(loader))
     assert [tuple(m.shape) for m in found] == [(4, 4), (4, 3)]
-    torch.testing.assert_close(found[0], analysis.filter_covariance(net, "first", "second", loader))
+    torch.testing.assert_close(
+        found[0], nestify.analysis.filter_covariance(net, "first", "second", loader)
+    )
 
 
 def test_correlation_of_a_layer_is_numpy_s() -> None:
     net, loader = pooled()
     torch.testing.assert_close(
-        analysis.filter_correlation(net, "first", loader), samples(net, loader)[0].corrcoef()
+        nestify.analysis.filter_correlation(net, "first", loader),
+        samples(net, loader)[0].corrcoef(),
     )
 
 
@@ -141,14 +147,14 @@ def test_a_nested_model_is_looked_at_as_its_active_subnet() -> None:
     nested.activate(nested.space.at(0.5))
     slim = nested.extract(nested.space.at(0.5))
     pair = ("conv2a.conv", "conv2b.conv")
-    found = analysis.filter_covariance(nested, *pair, [x[0]])
-    torch.testing.assert_close(found, analysis.filter_covariance(slim, *pair, [x[0]]))
+    found = nestify.analysis.filter_covariance(nested, *pair, [x[0]])
+    torch.testing.assert_close(found, nestify.analysis.filter_covariance(slim, *pair, [x[0]]))
 
 
 def test_the_model_is_left_as_it_was() -> None:
     net, loader = pooled()
     net.train()
-    analysis.filter_covariance(net, "first", "second", loader)
+    nestify.analysis.filter_covariance(net, "first", "second", loader)
     assert net.training
     assert not net.first._forward_hooks
 
@@ -166,7 +172,7 @@ def test_wrong_layers_and_loaders(
     layers: tuple[str, ...], loader: list[torch.Tensor], words: str
 ) -> None:
     with pytest.raises(nestify.UsageError, match=words):
-        analysis.filter_covariances(Pooled(), layers, loader)
+        nestify.analysis.filter_covariances(Pooled(), layers, loader)
 
 
 def test_layers_that_give_no_single_map() -> None:
@@ -190,7 +196,7 @@ def test_layers_that_give_no_single_map() -> None:
         ("never", "never"): "does not run",
     }.items():
         with pytest.raises(nestify.UsageError, match=words):
-            analysis.filter_covariance(Odd(), *layers, x)
+            nestify.analysis.filter_covariance(Odd(), *layers, x)
 
 
 # --- layer-wise savings ---------------------------------------------------------------------------
@@ -200,7 +206,7 @@ def test_fig_15_resnet_50_against_root_64() -> None:
     """54 layers, the totals of Table 4; only spatial layers change, each by its groups."""
     with torch.device("meta"):
         model, x = resnet50_caffe.ResNet50(), torch.empty(1, 3, 224, 224)
-    rows = analysis.layer_savings(nestify.transform(model, "root-64", (x,)), "caffe")
+    rows = nestify.analysis.layer_savings(nestify.transform(model, "root-64", (x,)), "caffe")
     assert len(rows) == 54
     assert [sum(column) for column in list(zip(*rows, strict=True))[1:]] == [
         3_857_974_312,
@@ -217,10 +223,10 @@ def test_fig_15_resnet_50_against_root_64() -> None:
 def test_savings_need_a_rewrite() -> None:
     net = nestify.transform(Pooled(), "fn3-channel{where=all}", (torch.randn(1, 6, 6, 6),))
     with pytest.raises(nestify.UsageError, match="rewrites nothing"):
-        analysis.layer_savings(net)
+        nestify.analysis.layer_savings(net)
     rooted = nestify.transform(nin.NiN(width=1 / 6), "root-2", nin.example_inputs())
     with pytest.raises(nestify.UsageError, match="torch, caffe"):
-        analysis.layer_savings(rooted, "theano")
+        nestify.analysis.layer_savings(rooted, "theano")
 
 
 # --- plots ----------------------------------------------------------------------------------------
@@ -229,22 +235,22 @@ def test_savings_need_a_rewrite() -> None:
 def test_plots_are_drawn_and_written(tmp_path: Path) -> None:
     matrix = torch.randn(6, 8)
     grid = {"original": {"a, b": matrix}, "root-4": {"a, b": matrix, "b, c": matrix}}
-    figure = analysis.plot_matrices(grid, tmp_path / "grid.png", title="covariance")
+    figure = nestify.analysis.plot_matrices(grid, tmp_path / "grid.png", title="covariance")
     assert [len(axes.images) for axes in figure.axes] == [1, 0, 1, 1]
-    rows = [analysis.LayerSaving(f"conv{i}", 10, 5, 4, 2) for i in range(3)]
-    figure = analysis.plot_layer_savings(rows, tmp_path / "savings.png")
+    rows = [nestify.analysis.LayerSaving(f"conv{i}", 10, 5, 4, 2) for i in range(3)]
+    figure = nestify.analysis.plot_layer_savings(rows, tmp_path / "savings.png")
     assert [bar.get_height() for bar in figure.axes[0].patches] == [10] * 3 + [5] * 3
     assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("grid", "savings"))
 
 
 def test_nothing_to_plot_is_an_error() -> None:
     with pytest.raises(nestify.UsageError, match="no matrix"):
-        analysis.plot_matrices({})
+        nestify.analysis.plot_matrices({})
     with pytest.raises(nestify.UsageError, match="no layer"):
-        analysis.plot_layer_savings([])
+        nestify.analysis.plot_layer_savings([])
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(nestify.UsageError, match=r"nestify\[report\]"):
-        analysis.plot_matrices({"a": {"b": torch.ones(2, 2)}})
+        nestify.analysis.plot_matrices({"a": {"b": torch.ones(2, 2)}})

@@ -21,6 +21,7 @@ PUBLIC = [
     "Unit",
     "UsageError",
     "VerificationError",
+    "analysis",
     "estimate",
     "export",
     "list_targets",
@@ -50,7 +51,16 @@ def test_public_names_exist_and_are_documented() -> None:
 
 
 def test_import_is_light() -> None:
-    heavy = ("onnx", "onnxruntime", "onnxscript", "onnxsim", "networkx", "typer", "rich")
+    heavy = (
+        "matplotlib",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "onnxsim",
+        "networkx",
+        "typer",
+        "rich",
+    )
     assert imported_by("import torch, nestify", *heavy) == []
 
 
