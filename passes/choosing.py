@@ -33,12 +33,15 @@ class Choice:
     """The blocks of one convolution, in the channel order of the permuted network.
 
     ``error`` is what a fit on these blocks leaves of the layer's output (relative, 2-norm), and
-    ``plain_error`` what the blocks of the kernel as it stood would leave.
+    ``plain_error`` what the blocks of the kernel as it stood would leave. ``rows`` positions of
+    the calibration data were seen, for at most ``unknowns`` weights of a filter.
     """
 
     sizes: tuple[tuple[int, int], ...]
     error: float
     plain_error: float
+    rows: int
+    unknowns: int
 
 
 @dataclass
@@ -111,6 +114,7 @@ class _Problem:
         self.conv, self.groups, self.taps, self.layout = conv, groups, window.taps, layout
         self.centre = window.centre
         self.weight = graph.capture.tensors[conv.weight].detach().double().flatten(1)
+        self.rows = moments.count
         self.second = moments.covariance
         if not isinstance(call.args.get("bias"), fx.Node):
             self.second = self.second + torch.outer(moments.mean, moments.mean)
@@ -125,7 +129,10 @@ class _Problem:
         best = best.by_size() if self._movable else best
         self._note(self.input, best.inputs)
         self._note(self.output, best.outputs)
-        return Choice(best.sizes, self._error(best), self._extraction_error(plain))
+        unknowns = max(inputs for _, inputs in best.sizes) * self.taps
+        return Choice(
+            best.sizes, self._error(best), self._extraction_error(plain), self.rows, unknowns
+        )
 
     @property
     def _movable(self) -> bool:

@@ -111,6 +111,11 @@ class FilterGroups:
             self.calibration,
             free=self.sizes == "free",
         )
+        few = [step.conv.name for step in plan if _starved(done.choices.get(step.conv.weight))]
+        if few:
+            text = f"{self._recipe}: fewer calibration positions than weights of a filter in "
+            text += f"{', '.join(few)}: the fit follows them, but may not follow other inputs; "
+            warnings.warn(f"{text}pass more in calibration=", NestifyWarning, stacklevel=3)
         changes = [self._change(step, done.choices.get(step.conv.weight)) for step in plan]
         data = "example inputs" if self.calibration is None else "calibration data"
         left = f"; too wide to fit: {', '.join(done.unfitted)}" if done.unfitted else ""
@@ -179,6 +184,10 @@ class FilterGroups:
 
 def _largest_divisor(number: int, most: int) -> int:
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def _starved(choice: Choice | None) -> bool:
+    return choice is not None and choice.rows < choice.unknowns
 
 
 def _warnings(plan: Sequence[Grouping]) -> Iterator[str]:

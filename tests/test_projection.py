@@ -130,6 +130,12 @@ def test_without_calibration_the_example_inputs_are_taken_and_it_is_said() -> No
     assert "on the example inputs" in nested.graph.changes[-1].what
 
 
+def test_too_little_calibration_data_is_said() -> None:
+    few = [torch.randn(1, 3, 10, 10).double()]
+    with pytest.warns(nestify.NestifyWarning, match="fewer calibration positions .* in spatial"):
+        project(Rooted(), "root-4{init=project}", calibration=few)
+
+
 def test_an_inserted_embedding_is_fitted_too() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.Conv2d(12, 4, 3))
