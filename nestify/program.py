@@ -13,7 +13,7 @@ from torch import fx, nn
 from nestify.depth import bypassed, live_nodes
 from nestify.groups import Graph
 from nestify.padding import Room
-from nestify.rules import VIEWS, bind_arguments, is_mutable, op_name
+from nestify.rules import STRIDED, VIEWS, bind_arguments, is_mutable, op_name
 from nestify.slicing import Keep
 from nestify.trees import find, get_tensor, submodule
 
@@ -52,6 +52,7 @@ class Bound(NamedTuple):
     steps: list[_Step]
     attrs: list[fx.Node]
     pads: dict[fx.Node, list[int]]
+    channels_last: bool = False
 
 
 class Program:
@@ -66,6 +67,8 @@ class Program:
         self.attrs = [n for n in graph.nodes if n.op == "get_attr"]
         self.written = _written(graph)
         self.room = Room(graph)
+        ops = {call.op for call in graph.calls.values()}
+        self.images = "conv2d" in ops and not ops & STRIDED
         frees = _last_uses(graph)
         self.steps = [
             self._step(node, tuple(self.slots[n] for n in frees.get(node, ())))
@@ -103,6 +106,7 @@ class Program:
         ``pad`` gives dims room for zeros where that is cheaper in training.
         """
         room = self.room.padded(keep) if pad else keep
+        smaller = any(size < dim.size for dim, size in keep.sizes.items())
         for held in (keep, room):
             if self.graph.batch is not None:
                 held.hold(self.graph.batch, batch)
@@ -110,7 +114,8 @@ class Program:
         for node in attrs:
             keep.plan(self.graph.tensor_dims[str(node.target)])
         steps = [self._respelled(step, room) for step in steps]
-        return Bound(keep, steps, attrs, self._pads(attrs, keep, room))
+        pads = self._pads(attrs, keep, room)
+        return Bound(keep, steps, attrs, pads, pad and smaller and self.images)
 
     def _pads(self, attrs: Sequence[fx.Node], keep: Keep, room: Keep) -> dict[fx.Node, list[int]]:
         """The zeros behind each tensor as torch's pad wants them, the last dim first."""
@@ -185,13 +190,15 @@ class Program:
         What a caller writes into the tensors of ``root`` while it stops there is what runs.
         """
         env: list[Any] = [None] * len(self.slots)
+        turned = bound.channels_last and any(map(_is_contiguous_map, flat))
         for node, value in zip(self.inputs, flat, strict=True):
-            env[self.slots[node]] = value
+            env[self.slots[node]] = _channels_last(value) if turned else value
         for node in bound.attrs:
             name = str(node.target)
             full = own[name] if name in own else get_tensor(root, name)
             cut = bound.keep.slice(full, self.graph.tensor_dims[name])
-            env[self.slots[node]] = F.pad(cut, bound.pads[node]) if node in bound.pads else cut
+            cut = F.pad(cut, bound.pads[node]) if node in bound.pads else cut
+            env[self.slots[node]] = _channels_last(cut) if turned else cut
         values = ((node, env[self.slots[node]]) for node in self.written)
         written = [(node, value) for node, value in values if value is not None]
         for step in bound.steps:
@@ -211,7 +218,8 @@ class Program:
             name = str(node.target)
             full = own[name] if name in own else get_tensor(root, name)
             self._write_back(full, bound, node, value)
-        return [_fill(value, env) for value in self.values]
+        values = [_fill(value, env) for value in self.values]
+        return [_contiguous(value) for value in values] if turned else values
 
     def _write_back(
         self, full: torch.Tensor, bound: Bound, node: fx.Node, value: torch.Tensor
@@ -229,6 +237,28 @@ class Program:
             return
         grid = torch.meshgrid(*(keep.indices(e).to(full.device) for e in dims), indexing="ij")
         full.data[grid] = value
+
+
+# oneDNN turns other maps into a layout of its own and back around every convolution, which costs
+# the more the narrower the layers are.
+
+
+def _is_contiguous_map(value: Any) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.ndim == 4
+        and value.device.type == "cpu"
+        and value.is_contiguous()
+    )
+
+
+def _channels_last(value: Any) -> Any:
+    turns = isinstance(value, torch.Tensor) and value.ndim == 4
+    return value.contiguous(memory_format=torch.channels_last) if turns else value
+
+
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, torch.Tensor) and value.ndim == 4 else value
 
 
 def _fill(arg: Any, env: list[Any]) -> Any:

@@ -75,6 +75,8 @@ METHODS: Mapping[str, Method] = {
     "odo": Method(),
     # Yu and Huang, 2019 (US-Net): the sandwich rule with in-place distillation.
     "sandwich": Method(full=True, smallest=True, random=2, distill=1.0),
+    # The same with one drawn subnet, which costs less.
+    "distilled": Method(full=True, random=1, distill=1.0),
     # One loss of the full net and one drawn subnet, half of it from the full net.
     "joint": Method(full=True, random=1, distill=0.5),
 }

@@ -128,3 +128,22 @@ def test_no_room_is_given_in_eval() -> None:
         nested.train(training)
         bound = nested._bind(subnet, 2)  # pyright: ignore[reportPrivateUsage]
         assert bool(bound.pads) is training
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_maps_come_out_in_the_format_they_came_in(channels_last: bool) -> None:
+    """Inside a drawn step they are channels last on a CPU, where convolutions are cheaper so."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 9, 9)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    nested = nestify.transform(PADDED["relu"](), "fn3-channel", (x,)).train()
+    nested, x = nested.to(memory_format=layout), x.contiguous(memory_format=layout)
+    slim = nested.extract(nestify.Subnet({"0": 19}), verify=False).train()
+    with nested.activate(nestify.Subnet({"0": 19})):
+        out = nested(x)
+    assert out.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(out, slim(x), rtol=1e-4, atol=1e-5)
+    bound = nested._bind(nestify.Subnet({"0": 19}), 4)  # pyright: ignore[reportPrivateUsage]
+    assert bound.channels_last
+    full = nested._bind(nested.space.largest(), 4)  # pyright: ignore[reportPrivateUsage]
+    assert not full.channels_last  # the full network is the original, bit for bit

@@ -223,7 +223,7 @@ def test_wrong_methods_are_refused(options: dict[str, float], words: str) -> Non
 
 def test_wrong_steps_say_what_to_do() -> None:
     nested, x, y = classes("block")
-    with pytest.raises(nestify.UsageError, match="odo, sandwich, joint"):
+    with pytest.raises(nestify.UsageError, match="odo, sandwich, distilled, joint"):
         step(nested, x, y, F.cross_entropy, "sandwhich")
     with pytest.raises(nestify.UsageError, match=r"nestify\.transform"):
         step(Block(), x, y, F.cross_entropy)

@@ -38,6 +38,7 @@ __all__ = [
     "POOLS",
     "QUIET",
     "RULES",
+    "STRIDED",
     "VIEWS",
     "Call",
     "Dims",
@@ -80,6 +81,11 @@ QUIET = frozenset(
     "hardtanh leaky_relu mish prelu relu relu6 selu sigmoid silu softplus tanh clamp clamp_min "
     "alias clone contiguous detach max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d "
     "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean".split()
+)
+
+# Ops that read a tensor by its place in memory: for these the memory format is part of the meaning.
+STRIDED = frozenset(
+    "as_strided as_strided_copy set_ resize resize_as stride storage_offset".split()
 )
 
 # Ops that pool positions into one feature vector.

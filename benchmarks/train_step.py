@@ -1,0 +1,170 @@
+"""What a training step of a nested network costs, relative to one of the dense network.
+
+    python benchmarks/train_step.py [--steps 40] [--batch 64] [--threads 2] [--device cuda]
+
+Forward, backward and SGD with momentum, on one batch, variants in turns in one process: dense,
+sliced (one uniform draw a unit, as nested networks train), masked (the paper's literal masks) and
+sandwich of four. The ratio is to the dense network in the same memory format and precision; times
+are medians. The first quarter of the steps is not counted: oneDNN compiles kernels for sizes that
+are new. Peak memory is that of one fresh process a variant. Writes ``results/train_step.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nestify
+from benchmarks.support.clock import Row, machine, show, write
+from benchmarks.support.training_networks import CLASSES, SUBJECTS, Subject
+from nestify.training import cost_multiplier, step
+
+FORMATS = ("contiguous", "channels_last")
+VARIANTS = ("dense", "sliced", "masked", "sandwich")
+One = Callable[[], None]
+
+
+def variants(
+    subject: Subject, layout: str, bf16: bool, batch: int, device: str, names: tuple[str, ...]
+) -> tuple[Mapping[str, One], float]:
+    """A training step by variant, each with a network and an optimizer of its own."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, *subject.batch[1:])
+    y = torch.randint(CLASSES, (batch,)).to(device)
+    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+
+    def placed(net: nn.Module) -> nn.Module:
+        return net.to(device).to(memory_format=memory).train()
+
+    def nest() -> nestify.NestedModel:
+        nested = nestify.transform(subject.model(), subject.recipe, (x[:2],))
+        placed(nested)
+        return nested
+
+    inputs = x.to(device)
+    if inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=memory)
+    made: dict[str, One] = {}
+    multiplier = 0.0
+    for name in names:
+        net = placed(subject.model()) if name == "dense" else nest()
+        if isinstance(net, nestify.NestedModel) and name == "sliced":
+            multiplier = cost_multiplier(net)
+        run = net.masked() if isinstance(net, nestify.NestedModel) and name == "masked" else net
+        made[name] = one_step(name, run, inputs, y, bf16)
+    return made, multiplier
+
+
+def one_step(
+    name: str,
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    bf16: bool,
+) -> One:
+    """Zero the gradients, forward, backward, optimizer."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+
+    def one() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            if name == "sandwich":
+                step(net, x, y, F.cross_entropy, "sandwich")
+            else:
+                loss = F.cross_entropy(net(x), y)
+        if name != "sandwich":
+            loss.backward()
+        optimizer.step()
+        if x.is_cuda:
+            torch.cuda.synchronize()
+
+    return one
+
+
+def measure(steps: Mapping[str, One], count: int) -> dict[str, float]:
+    """Median milliseconds of each, in turns."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(count):
+        for name, one in steps.items():
+            start = time.perf_counter()
+            one()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    warm = count // 4
+    return {name: statistics.median(values[warm:]) for name, values in times.items()}
+
+
+def peak(subject: Subject, variant: str, batch: int, steps: int) -> float:
+    """MiB that a fresh process holds at most while it trains, above what it held before."""
+    call = f"peak_here({subject.name!r}, {variant!r}, {batch}, {steps})"
+    script = f"from benchmarks.train_step import peak_here; {call}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def peak_here(name: str, variant: str, batch: int, steps: int) -> None:
+    """Print the peak of this process."""
+    subject = next(s for s in SUBJECTS if s.name == name)
+    torch.set_num_threads(2)
+    made, _ = variants(subject, FORMATS[0], False, batch, "cpu", (variant,))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(steps):
+        made[variant]()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="part of a network's name")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(machine())
+    rows: list[Row] = []
+    for subject in (s for s in SUBJECTS if options.only in s.name):
+        count = options.steps * (1 if subject.images else 20)
+        for layout in FORMATS if subject.images else FORMATS[:1]:
+            for bf16 in (False, True):
+                made, multiplier = variants(
+                    subject, layout, bf16, options.batch, options.device, VARIANTS
+                )
+                found = measure(made, count)
+                ratios = {name: found[name] / found["dense"] for name in VARIANTS[1:]}
+                rows.append(
+                    {
+                        "network": subject.name,
+                        "format": layout,
+                        "precision": "bf16" if bf16 else "fp32",
+                        "dense ms": found["dense"],
+                        **ratios,
+                        "bar": subject.bar,
+                        "MACs": multiplier,
+                    }
+                )
+                print(rows[-1], flush=True)
+    memory: list[Row] = []
+    for subject in (s for s in SUBJECTS if options.only in s.name and options.device == "cpu"):
+        found = {name: peak(subject, name, options.batch, 6) for name in VARIANTS[:2]}
+        memory.append({"network": subject.name, **{f"{k} MiB": v for k, v in found.items()}})
+    show("A training step, relative to the dense network", rows)
+    show("Peak memory of training", memory)
+    if not options.only:
+        write("train_step", {"steps": rows, "memory": memory})
+
+
+if __name__ == "__main__":
+    main()
