@@ -3,11 +3,13 @@
 A step's random numbers depend on a seed and the number of the step, on nothing else. So every rank
 of a distributed run draws the same subnet without a word, and a run that is resumed goes on where
 it stopped. FN3 draws every size uniformly and independently (section 3: p(c) = 1/M); then narrow
-networks are hardly ever seen whole, so the default here is a mixture.
+networks are hardly ever seen whole, so the default here is a mixture: a quarter of the steps train
+the full network, most others one share of all widths, the rest widths drawn one by one.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +28,7 @@ _KEY = "nestify.draws"
 _MASK = (1 << 63) - 1  # what an int64 buffer holds
 _CHECK = 0x5EED
 _RECENT = 32
+_COINS = 8  # what a law reads of the coin are eighths
 _GRID = 64  # numbers a choice, from which probabilities are counted
 
 
@@ -52,9 +55,19 @@ def _log_uniform(unit: Unit, number: float) -> int:
 
 
 def _mixture(unit: Unit, numbers: _Numbers) -> int:
-    if numbers.coin < 0.5:
-        return _log_uniform(unit, numbers.shared)
+    """The full size, one share of all units over four octaves, or sizes of their own."""
+    if numbers.coin < 1 / 4:
+        return unit.size
+    if numbers.coin < 7 / 8:
+        shared = _uniform if unit.kind == "layer" else _four_octaves
+        return shared(unit, numbers.shared)
     return _log_uniform(unit, numbers.own)
+
+
+def _four_octaves(unit: Unit, number: float) -> int:
+    """From a sixteenth of the full size on, where every doubling is as likely as the next."""
+    size = math.ceil(unit.size * 2.0 ** (-4 * (1 - number)))
+    return max((choice for choice in unit.choices if choice <= size), default=unit.minimum)
 
 
 DRAWS: Mapping[str, Callable[[Unit, _Numbers], int]] = {
@@ -95,7 +108,9 @@ def keep_probabilities(unit: Unit, most: int | None = None) -> list[float]:
     """
     count = len(unit.choices) * _GRID
     grid = ((i + 0.5) / count for i in range(count))
-    sizes = [DRAWS[unit.draw](unit, _Numbers(0.0, number, number)) for number in grid]
+    coins = [(i + 0.5) / _COINS for i in range(_COINS)]
+    law = DRAWS[unit.draw]
+    sizes = [law(unit, _Numbers(coin, number, number)) for number in grid for coin in coins]
     drawn = [size for size in sizes if most is None or size <= most]
     return [
         sum(size >= m for size in drawn) / len(drawn) if drawn else 0.0

@@ -93,8 +93,9 @@ def test_shared_draws_move_all_units_together() -> None:
     units = Unit("a", "channel", 16), Unit("b", "channel", 16)
     assert all(s["a"] == s["b"] for s in sizes("shared-uniform", *units))
     assert all(s["a"] == s["b"] for s in sizes("shared-log-uniform", *units))
-    together = sum(s["a"] == s["b"] for s in sizes("mixture", *units)) / N
-    assert 0.5 < together < 0.75
+    mixed = sizes("mixture", *units)
+    assert abs(sum(s["a"] == s["b"] == 16 for s in mixed) / N - 1 / 4) < 0.03
+    assert 7 / 8 < sum(s["a"] == s["b"] for s in mixed) / N < 15 / 16
     assert sum(s["a"] == s["b"] for s in sizes("uniform", *units)) / N < 0.1
 
 

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-EPOCHS, BATCH, RATE = 40, 64, 0.1
+EPOCHS, BATCH, RATE = 40, 64, 0.2
 WIDTHS = (1.0, 0.5, 0.25, 0.125)
 
 
