@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -93,6 +94,23 @@ def test_a_row_of_the_tables(name: str, recipe: str) -> None:
         nested = nestify.transform(model, recipe, inputs)
         cost = nested.estimate([nested.space.largest()], convention="caffe").row(0)
     assert (cost.macs, cost.params) == ROWS[name, recipe]
+
+
+@pytest.mark.parametrize("example", [alexnet, googlenet, nin, resnet50_caffe, resnet200])
+def test_a_model_of_the_paper_is_a_lesson_in_plain_torch(example: ModuleType) -> None:
+    path = Path(example.__file__ or "")
+    assert f"nestify inspect examples/models/{path.name}" in (example.__doc__ or "")
+    assert not re.search(r"^\s*(import|from) nestify", path.read_text(), re.MULTILINE)
+    (x,) = example.example_inputs()
+    with torch.device("meta"):
+        model = example.model().eval()
+    assert model(x.to("meta")).shape == (2, 10 if example is nin else 1000)
+
+
+def test_auxiliary_classifiers_are_there_when_asked_for() -> None:
+    with torch.device("meta"):
+        model, x = googlenet.GoogLeNet(auxiliary=True).eval(), torch.empty(2, 3, 224, 224)
+    assert [tuple(logits.shape) for logits in model(x)] == [(2, 1000)] * 3
 
 
 def test_stages_of_the_paper_s_models() -> None:
