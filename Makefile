@@ -2,13 +2,15 @@
 
 PYTHON ?= python3
 TORCH  ?= torch>=2.11,<2.14
+# Models for tests/zoo, without their dependencies: those would bring another torch.
+MODELS := torchvision==0.28.0 timm==1.0.31
 JOBS   ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CLEAN  := build/clean-venv
 
-.PHONY: help plan test lint type unit coverage campaign bench wheel clean
+.PHONY: help plan test lint type unit coverage zoo campaign bench wheel clean
 
 help:                    ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -17,6 +19,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nestify needs Python >= 3.11; try: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install --no-deps $(MODELS)
 	$(BIN)/python -m pip install --editable ".[dev]"
 	@touch $@
 
@@ -32,11 +35,14 @@ lint: $(READY)           ## ruff: rules and format
 type: $(READY)           ## pyright, strict
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-unit: $(READY)           ## pytest, all but the campaigns
+unit: $(READY)           ## pytest, all but the campaigns and most of the zoo
 	$(BIN)/python -m pytest -n $(JOBS)
 
 coverage: $(READY)       ## pytest with branch coverage of nestify, passes and targets
 	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term-missing
+
+zoo: $(READY)            ## all models of the zoo against docs/zoo.md; ARGS=--update-golden writes it
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/zoo -m "zoo or not zoo" $(ARGS)
 
 campaign: $(READY)       ## the long property tests (hours)
 	$(BIN)/python -m pytest -n $(JOBS) -m campaign --hypothesis-profile=campaign

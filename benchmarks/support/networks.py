@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import runpy
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from benchmarks.support.vision_ops import declare_vision_ops
 
 NETS = ("resnet50", "resnet152", "densenet201", "mobilenet_v2", "convnext_tiny")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -46,7 +47,7 @@ def transformer(depth: int = 24, dim: int = 384) -> tuple[nn.Module, Tensor]:
 
 def vision(name: str) -> tuple[nn.Module, Tensor]:
     """A network of torchvision, and an image."""
-    _declare_vision_ops()
+    declare_vision_ops()
     return importlib.import_module("torchvision.models").get_model(name), torch.randn(
         1, 3, 224, 224
     )
@@ -72,13 +73,3 @@ def networks() -> dict[str, Callable[[], tuple[nn.Module, Tensor]]]:
         print("torchvision is not installed: the models of examples/ stand in for its own")
         found = {path.stem: partial(example, path.stem) for path in sorted(EXAMPLES.glob("*.py"))}
     return {**found, "transformer, 24 layers": transformer}
-
-
-@cache
-def _declare_vision_ops() -> torch.library.Library:
-    """Let torchvision be imported where its C++ ops are not there; no model here calls them."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for op in ("nms", "qnms"):
-        with contextlib.suppress(RuntimeError):  # they are there
-            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library

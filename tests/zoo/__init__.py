@@ -1,0 +1,1 @@
+"""The public zoo: models of torchvision, timm and transformers with random weights."""
