@@ -25,7 +25,7 @@ from nestify.depth import bypassed, live_nodes
 from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.rebuild import Rebuilder
-from nestify.rules import VIEWS, op_name
+from nestify.rules import PAIRED, VIEWS, op_name
 from nestify.slicing import Keep
 from nestify.spelling import Spelling
 from nestify.trees import children, put_tensor, tensors_of
@@ -120,6 +120,9 @@ class _Emitter:
         args, kwargs = self.spelling.call(node)
         args, kwargs = fx.map_arg(args, self.read), fx.map_arg(kwargs, self.read)
         target = torch.ops.aten.reshape.default if node in self.reshaped else node.target
+        if op_name(node.target) in PAIRED:  # a smaller operand may start between two of a pair
+            packed: dict[str, Any] = {"memory_format": torch.contiguous_format}
+            args = (self.graph.call_function(torch.ops.aten.clone.default, tuple(args), packed),)
         return self.graph.create_node("call_function", target, args, kwargs, name=node.name)
 
     def output(self, node: fx.Node) -> None:

@@ -17,7 +17,7 @@ from nestify.blocks import find_blocks
 from nestify.capture import Capture, source_line
 from nestify.dims import Const, Dim, Expr, Reason, dims_of, fix, leaves_of, new_dim
 from nestify.errors import UsageError
-from nestify.rules import RULES, Call, Dims, fix_numbered, op_name
+from nestify.rules import RULES, Call, Dims, fix_numbered, fix_plural, op_name
 from nestify.space import Unit
 
 __all__ = ["Block", "Change", "Coverage", "DimGroup", "FixedDim", "Graph", "Site", "analyse"]
@@ -233,6 +233,7 @@ def analyse(captured: Capture) -> Graph:
         else:
             _fix_outputs(graph, node)
     fix_numbered(graph.calls.values())
+    fix_plural(graph.calls.values())
     _fix_batch_in_tensors(graph)
     _fix_batch_in_numbers(graph)
     return graph

@@ -113,7 +113,8 @@ def has_own_switch(module: nn.Module) -> bool:
     """Whether ``module`` is a layer of torch.nn (or adds nothing to its forward) with one op for
     both modes.
     """
-    own = type(module).forward.__module__.startswith("torch.nn.modules")
+    # A function that was made by exec may have no module.
+    own = (type(module).forward.__module__ or "").startswith("torch.nn.modules")
     return own and isinstance(module, _OWN_SWITCH)
 
 

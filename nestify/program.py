@@ -13,7 +13,7 @@ from torch import fx, nn
 from nestify.depth import bypassed, live_nodes
 from nestify.groups import Graph
 from nestify.padding import Room
-from nestify.rules import STRIDED, VIEWS, bind_arguments, is_mutable, op_name
+from nestify.rules import PAIRED, STRIDED, VIEWS, bind_arguments, is_mutable, op_name
 from nestify.slicing import Keep
 from nestify.trees import find, get_tensor, submodule
 
@@ -367,9 +367,19 @@ def _view(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
     return source.reshape(shape) if isinstance(shape, list | tuple) else source.view(shape)
 
 
+def _paired(root: nn.Module, step: _Step, args: list[Any]) -> torch.Tensor:
+    """A slice may start between the two values of a pair: then they need a place of their own."""
+    (source,) = args
+    odd = source.storage_offset() % 2 or any(stride % 2 for stride in source.stride()[:-1])
+    return torch.view_as_complex(
+        source.clone(memory_format=torch.contiguous_format) if odd else source
+    )
+
+
 _RUNS: dict[str, Callable[..., Any]] = {
     "nestify::stochastic": _stochastic,
     "batch_norm": _batch_norm,
     "view": _view,
     "view_as": _view,
+    **dict.fromkeys(PAIRED, _paired),
 }

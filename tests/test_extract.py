@@ -453,3 +453,25 @@ def test_a_view_that_is_written_stays_a_view() -> None:
     slim = net.extract(net.space.largest())
     assert torch.equal(slim(x), model(x))
     assert any(node.target is torch.ops.aten.view.default for node in slim.graph.nodes)
+
+
+def test_pairs_read_as_complex_numbers_may_start_anywhere() -> None:
+    """A smaller slice may begin at an odd place in memory, which torch does not take for a pair."""
+
+    class Rotated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 6)
+            self.head = nn.Linear(1, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = self.first(x)
+            pairs = torch.view_as_complex(found[:, 4:])
+            return self.head(pairs.abs().unsqueeze(-1)) + found[:, :4].sum(-1, keepdim=True)
+
+    x = torch.randn(2, 4)
+    nested = nestify.transform(Rotated(), "fn3-neuron{where=all}", (x,)).eval()
+    for size in range(1, 4):
+        subnet = {unit.name: size for unit in nested.space.units}
+        slim = nested.extract(subnet)  # compared with the nested model
+        assert slim(x).shape == (2, 2)

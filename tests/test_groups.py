@@ -135,3 +135,41 @@ def test_blocks_of_known_networks() -> None:
         residual, transformer = resnet50.model(), vit.model()
     assert len(nestify.trace(residual, example_inputs=image).blocks) == 16
     assert len(nestify.trace(transformer, example_inputs=image).blocks) == 24
+
+
+def test_norms_keep_two_values_to_take_statistics_of() -> None:
+    """A token mixer makes positions elastic; torch refuses to normalise over a single one."""
+
+    class Mixer(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.mix = nn.Linear(4, 6)
+            self.norm = nn.InstanceNorm1d(channels)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(self.mix(x)))
+
+    graph = nestify.trace(Mixer(3), (torch.randn(2, 3, 4),))
+    assert graph.groups == ()
+    assert any("of two values at least" in fixed.reason for fixed in graph.fixed)
+
+
+def test_a_standardised_weight_stays_elastic() -> None:
+    """Its statistics span the kernel too, which does not shrink."""
+
+    class Standardised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3)
+            self.weight = nn.Parameter(torch.randn(6, 4, 3, 3))
+            self.head = nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            flat = self.weight.reshape(1, 6, -1)
+            weight = F.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+            return self.head(F.conv2d(self.first(x), weight))
+
+    graph = nestify.trace(Standardised(), (torch.randn(2, 3, 8, 8),))
+    assert 6 in {group.size for group in graph.groups}
+    assert not any("of two values at least" in fixed.reason for fixed in graph.fixed)

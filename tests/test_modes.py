@@ -62,3 +62,12 @@ def test_hooks_hung_while_tracing_are_taken_off() -> None:
     nestify.trace(model, example_inputs=(x,))
     assert not model.hooked
     assert torch.equal(model(x), expected)
+
+
+def test_classes_made_by_exec_are_traced() -> None:
+    """A notebook or a generator may run source without a module name."""
+    space = {"nn": nn}
+    source = "class Net(nn.Linear):\n    def forward(self, x):\n        return super().forward(x)\n"
+    exec(source, space)
+    net = nn.Sequential(nn.Linear(4, 6), space["Net"](6, 2))
+    assert len(nestify.trace(net, example_inputs=(torch.randn(2, 4),)).groups) == 1

@@ -15,6 +15,7 @@ from nestify.rules.calls import (
     Literal,
     bind_arguments,
     fix_numbered,
+    fix_plural,
     is_mutable,
     op_name,
     shape_of,
@@ -28,6 +29,7 @@ from nestify.rules.math import MATH
 from nestify.rules.recurrent import RECURRENT
 from nestify.rules.shapes import SHAPES
 from nestify.rules.spectra import SPECTRA
+from nestify.rules.statistics import STATISTICS
 from nestify.rules.writes import WRITES
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "COPIES",
     "NONLINEAR",
     "NORMS",
+    "PAIRED",
     "POOLS",
     "QUIET",
     "RULES",
@@ -45,6 +48,7 @@ __all__ = [
     "Literal",
     "bind_arguments",
     "fix_numbered",
+    "fix_plural",
     "is_mutable",
     "op_name",
     "shape_of",
@@ -64,6 +68,9 @@ VIEWS = frozenset(
     "alias unfold as_strided real imag view_as_real view_as_complex atleast_1d atleast_2d "
     "atleast_3d broadcast_tensors".split()
 )
+
+# Ops that read neighbouring values as one: those must lie in memory as torch wants them.
+PAIRED = frozenset(("view_as_complex",))
 
 # Ops that give their operand's values as they are, perhaps in other memory.
 COPIES = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy"))
@@ -98,6 +105,7 @@ RULES: dict[str, Callable[[Call], Any]] = {
     **MATH,
     **LINALG,
     **SPECTRA,
+    **STATISTICS,
     **LOSSES,
     **RECURRENT,
     **SHAPES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -71,6 +72,7 @@ class Call:
     ``normalised``  expressions whose statistics the op takes: a smaller net has its own
     ``macs``        one tuple of expressions per multiply-accumulate loop nest
     ``numbered``    expressions whose positions are told apart by number, and the reason why
+    ``plural``      expressions that must not all shrink to one position, and the reason why
     """
 
     def __init__(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> None:
@@ -85,6 +87,7 @@ class Call:
         self.normalised: list[Expr] = []
         self.macs: list[tuple[Expr, ...]] = []
         self.numbered: list[tuple[Expr, Reason]] = []
+        self.plural: list[tuple[tuple[Expr, ...], Reason]] = []
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -184,6 +187,28 @@ class Call:
                 self.unify(wide[0], other)
             out.append(wide[0] if wide else column[0])
         return out
+
+
+def fix_plural(calls: Iterable[Call]) -> None:
+    """Fix dims that would leave a call a single position where it needs more."""
+    for call in calls:
+        for exprs, why in call.plural:
+            found = [dim for expr in exprs for dim in dims.dims_of(expr) if not dim.batch]
+            if math.prod(map(_least, exprs)) < 2:
+                for dim in found:
+                    dims.fix(dim, why)
+
+
+def _least(expr: Expr) -> int:
+    """The smallest size that a dim can shrink to."""
+    found = dims.resolve(expr)
+    if isinstance(found, dims.Dim):
+        return 1
+    if isinstance(found, dims.Const):
+        return found.size
+    parts = found.parts if isinstance(found, dims.Concat) else found.factors
+    sizes = [_least(part) for part in parts]
+    return sum(sizes) if isinstance(found, dims.Concat) else math.prod(sizes)
 
 
 def fix_numbered(calls: Iterable[Call]) -> None:

@@ -35,7 +35,7 @@ def _conv_transpose(rank: int) -> Line:
 
 
 # A norm with statistics of its own operand (weight standardisation) takes them over n and *s.
-_channel_norm = Line("n c *s, c, c, c, c -> n c *s", _NORM_ARGS, normalises="n *s")
+CHANNEL_NORM = Line("n c *s, c, c, c, c -> n c *s", _NORM_ARGS, normalises="n *s")
 _pool_args = ("self",)
 _upsample_args = ("input|self",)  # its vec overload says input
 
@@ -63,8 +63,6 @@ LINES: dict[str, Line] = {
         macs="s i o",
     ),
     "embedding": Line("v e, *b -> *b e", ("weight", "indices")),
-    "batch_norm": _channel_norm,
-    "instance_norm": _channel_norm,
     "pixel_shuffle": Line(
         "*b (c r q) h w -> *b c (h r) (w q)",
         ("self",),

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from nestify.capture import Capture, capture
 from nestify.dims import Const, Dim, dims_of, new_dim
-from nestify.rules import RULES, Call, bind_arguments, fix_numbered
+from nestify.rules import RULES, Call, bind_arguments, fix_numbered, fix_plural
 from nestify.slicing import Keep
 
 Tensors = list[torch.Tensor]
@@ -101,6 +101,7 @@ class Analysis:
                 RULES[call.op](call)
                 self.dims[node] = call.out
         fix_numbered(self.calls.values())
+        fix_plural(self.calls.values())
 
     def operands(self, count: int) -> list[Any]:
         """Dims of the sample's operands in order; None where the graph does not read one."""

@@ -1,0 +1,36 @@
+"""Channel norms that may take statistics of their own operand: of two values at least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nestify.rules.calls import Call
+from nestify.rules.lines import CHANNEL_NORM
+
+__all__ = ["STATISTICS"]
+
+
+def _batch_norm(call: Call) -> None:
+    _own(call, "training", first=0)
+
+
+def _instance_norm(call: Call) -> None:
+    _own(call, "use_input_stats", first=2)
+
+
+def _own(call: Call, switch: str, *, first: int) -> None:
+    """The line, and torch's own condition: a single value has no spread."""
+    CHANNEL_NORM(call)
+    dims = call.need("input")
+    if call.args[switch]:
+        counted = tuple(expr for i, expr in enumerate(dims) if i >= first and i != 1)
+        call.plural.append(
+            (counted, call.why(f"{call.op} takes statistics over this dim, of two values at least"))
+        )
+
+
+STATISTICS: dict[str, Callable[[Call], Any]] = {
+    "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm,
+}
