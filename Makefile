@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CLEAN  := build/clean-venv
 
-.PHONY: help plan test lint type unit coverage zoo campaign bench wheel clean
+.PHONY: help plan test lint type unit coverage zoo campaign fuzz bench wheel clean
 
 help:                    ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ zoo: $(READY)            ## all models of the zoo against docs/zoo.md; ARGS=--up
 
 campaign: $(READY)       ## the long property tests (hours)
 	$(BIN)/python -m pytest -n $(JOBS) -m campaign --hypothesis-profile=campaign
+
+fuzz: $(READY)           ## 10,000 random models against every law (an hour or two; resumes)
+	mkdir -p out
+	$(BIN)/python -m nestify.fuzz --models 10000 --seed 0 --jobs $(JOBS) --storage out/fuzz.jsonl --scripts out/fuzz-failures
 
 bench: $(READY)          ## every script of benchmarks/, one after the other
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

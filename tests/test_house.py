@@ -56,6 +56,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "search": ("explore",),
     "api": ("api",),
     "cli": ("cli",),
+    "fuzz": ("fuzz",),
     "package": ("__init__",),
 }
 RANK = {module: rank for rank, layer in enumerate(LAYERS.values()) for module in layer}

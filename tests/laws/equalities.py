@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 import nestify
 from nestify.compare import relative_error
 from nestify.dims import dims_of
+from nestify.fuzz.oracle import flat_inputs, silenced
 from nestify.groups import Graph
-from tests.laws.oracle import flat_inputs, silenced
 
 EVERYTHING = "fn3-channel{where=all}+fn3-neuron{where=all}+fn3-head+fn3-path+fn3-layer"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

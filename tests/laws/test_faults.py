@@ -113,7 +113,16 @@ FAULTS: dict[str, tuple[str, Callable[[Call], None]]] = {
         Line("n c *s -> n c *s", ("input",)),
     ),
     "groups inside out": ("conv2d", grouped("n (g i) *s, (o g) i *k, (g o) -> n (g o) *t")),
-    "bias forgotten": ("conv2d", grouped("n (g i) *s, (g o) i *k -> n (g o) *t")),
+    "bias forgotten": (
+        "conv2d",
+        Line(
+            "n (g i) *s, (g o) i *k -> n (g o) *t",
+            ("input", "weight"),
+            sizes={"g": "groups"},
+            literals={"groups": "g"},
+            contracts="i",
+        ),
+    ),
     "groups not respelled": (
         "conv2d",
         Line(

@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 import nestify
 from nestify.compare import relative_error
+from nestify.fuzz.oracle import flat_inputs, silenced
 from nestify.nested import NestedModel
 from nestify.slicing import Keep
 from tests.laws.equalities import EVERYTHING
-from tests.laws.oracle import flat_inputs, silenced
 from tests.zoo.model import Arguments
 
 SUBNETS = 5

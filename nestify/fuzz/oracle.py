@@ -8,12 +8,13 @@ Statistics over a dim that shrinks are those of its kept positions: a smaller ne
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from nestify.dims import Expr
 from nestify.groups import Graph
 from nestify.rules import op_name
 from nestify.slicing import Keep
@@ -43,7 +44,7 @@ def silenced(
         elif node.name in dropped:
             env[node] = next(env[source] for source in env if source.name == dropped[node.name])
         elif node.op == "output":
-            return list(fx.map_arg(node.args[0], look))
+            return list(cast(list[Any], fx.map_arg(node.args[0], look)))
         else:
             env[node] = _silenced_call(graph, keep, node, env)
     raise AssertionError("a graph ends with its output")
@@ -56,17 +57,21 @@ def _silenced_call(graph: Graph, keep: Keep, node: fx.Node, env: dict[fx.Node, A
         if keep.is_full(expr):
             continue
         value = muted.get(source, env[source])
-        mask = torch.zeros(value.shape[dim], dtype=value.dtype)
-        mask[keep.indices(expr)] = 1
-        muted[source] = value * mask.view([-1 if d == dim else 1 for d in range(value.ndim)])
+        removed = torch.ones(value.shape[dim], dtype=torch.bool)
+        removed[keep.indices(expr)] = False
+        # Filled, not multiplied: what is removed may be no number.
+        muted[source] = value.index_fill(dim, removed.nonzero().flatten(), 0)
     if any(not keep.is_full(expr) for expr in graph.calls[node].normalised):
         return _own_statistics(graph, keep, node, env)
-    args, kwargs = (
-        fx.map_arg(part, lambda n: muted.get(n, env[n])) for part in (node.args, dict(node.kwargs))
-    )
-    if str(node.target).startswith("nestify.stochastic"):
+
+    def look(part: Any) -> Any:
+        return fx.map_arg(part, lambda n: muted.get(n, env[n]))
+
+    target: Any = node.target
+    args, kwargs = look(node.args), look(dict(node.kwargs))
+    if str(target).startswith("nestify.stochastic"):
         return args[0]
-    return node.target(*args, **kwargs)
+    return target(*args, **kwargs)
 
 
 def _own_statistics(graph: Graph, keep: Keep, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
@@ -80,16 +85,20 @@ def _own_statistics(graph: Graph, keep: Keep, node: fx.Node, env: dict[fx.Node, 
             value = value.index_select(dim, keep.indices(expr))
         return value
 
-    args, kwargs = (list(fx.map_arg(node.args, kept)), fx.map_arg(dict(node.kwargs), kept))
-    op = op_name(node.target)
+    def look(part: Any) -> Any:
+        return fx.map_arg(part, kept)
+
+    target: Any = node.target
+    args, kwargs = list(look(node.args)), look(dict(node.kwargs))
+    op = op_name(target)
     if op in ("layer_norm", "rms_norm"):
         args[1] = list(args[0].shape[-len(args[1]) :])
     elif op == "group_norm":
         (groups,) = graph.calls[node].literals.values()
-        args[1] = len(keep.indices(groups))
+        args[1] = len(keep.indices(cast(Expr, groups)))
     else:
         assert not graph.calls[node].literals, f"the oracle cannot run {op} on kept positions"
-    found = node.target(*args, **kwargs)
+    found = target(*args, **kwargs)
     if not isinstance(found, tuple | list):
         return _put_back(keep, found, graph.dims[node])
     return [_put_back(keep, v, dims) for v, dims in zip(found, graph.dims[node], strict=True)]
@@ -109,4 +118,5 @@ def normalises_elastic(graph: Graph, keep: Keep) -> bool:
 
 
 def flat_inputs(args: Any, kwargs: Any = None) -> list[Any]:
+    """Inputs as the captured graph takes them."""
     return pytree.tree_leaves((args, dict(kwargs or {})))

@@ -1,0 +1,170 @@
+"""The fuzzer itself: it finds planted faults, shrinks them, resumes, and its scripts run alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nestify.errors import ArtifactError
+from nestify.fuzz import __main__ as program
+from nestify.fuzz import campaign as campaigns
+from nestify.fuzz.build import build, example_inputs, model_of
+from nestify.fuzz.campaign import campaign
+from nestify.fuzz.checks import check
+from nestify.fuzz.chunks import Settings, Tally, model_spec, run_chunk
+from nestify.fuzz.report import as_data, as_text
+from nestify.fuzz.shrink import shrink
+from nestify.fuzz.spec import Spec
+from nestify.fuzz.table import form_table
+from nestify.rules import RULES
+from tests.laws.test_faults import FAULTS
+
+FORMS = form_table()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(3))
+def test_models_obey_the_laws(part: int, tmp_path: Path) -> None:
+    """150 models of the campaign's seed, some of them in onnxruntime too."""
+    settings = Settings(onnx_every=(2, 2, 0)[part], scripts=str(tmp_path))
+    tally = run_chunk(settings, range(50 * part, 50 * part + 50))
+    scripts = [Path(found.script).read_text() for found in tally.mismatches]
+    assert not tally.mismatches, "\n\n".join(scripts)
+    assert tally.outcomes["checked"] >= 35
+    assert tally.outcomes["torch.export"] == 0
+    assert len(tally.pairs) > 200
+    assert part == 2 or tally.onnx["equal"] >= 12
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_found_and_shrunk(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    op, rule = FAULTS[fault]
+    monkeypatch.setitem(RULES, op, rule)
+    settings = Settings(seed=1, focus=(op,))
+    for index in range(60):
+        spec, _ = model_spec(settings, index, FORMS)
+        failure = check(spec, FORMS).failure
+        if failure is not None:
+            break
+    else:
+        pytest.fail(f"{fault}: nothing noticed")
+
+    def breaks(candidate: Spec) -> bool:
+        found = check(candidate, FORMS).failure
+        return found is not None and found.law == failure.law
+
+    small = shrink(spec, FORMS, breaks)
+    assert breaks(small)
+    assert len(small.steps) <= 5
+    monkeypatch.undo()
+    assert check(small, FORMS).failure is None, "the fault is the rule's, not the model's"
+
+
+def test_a_mismatch_is_written_as_a_script_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script holds no fault of its own: with the rules as they are it ends well."""
+    op, rule = FAULTS["split sizes not respelled"]
+    monkeypatch.setitem(RULES, op, rule)
+    settings = Settings(seed=1, focus=(op,), onnx_every=0, scripts=str(tmp_path))
+    tally = run_chunk(settings, range(6))
+    assert tally.mismatches
+    data = as_data(settings, tally, 1.0, "code")
+    assert "MISMATCH model" in as_text(data)
+    assert json.loads(json.dumps(data))["mismatches"][0]["law"] == tally.mismatches[0].law
+    script = Path(tally.mismatches[0].script)
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("checked; onnxruntime: equal")
+    planted = script.with_name("planted.py")
+    broken = "    RULES['split_with_sizes'] = FAULTS['split sizes not respelled'][1]\n    replay("
+    text = script.read_text().replace("    replay(", broken)
+    imports = "import sys\nsys.path.insert(0, '.')\n"
+    imports += "from nestify.rules import RULES\nfrom tests.laws.test_faults import FAULTS\n"
+    planted.write_text(imports + text)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, planted], capture_output=True, text=True, check=False, cwd=root
+    )
+    assert done.returncode == 4, done.stderr
+    assert "split_sizes" in done.stdout
+
+
+def test_scripts_make_the_same_model() -> None:
+    """What is checked is what the script holds: values do not depend on how a model was made."""
+    for index in range(5):
+        spec, _ = model_spec(Settings(), index, FORMS)
+        builder = build(spec, FORMS)
+        inputs = example_inputs(builder)
+        with torch.no_grad():
+            outputs = model_of(builder, spec)(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        for name, output in zip(spec.outputs, outputs, strict=True):
+            assert torch.equal(builder.values[name].tensor, output)
+
+
+def test_campaigns_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaigns, "CHUNK", 4)
+    storage = tmp_path / "fuzz.jsonl"
+    settings = Settings(onnx_every=0, scripts=str(tmp_path))
+    first = campaign(settings, 4, storage=storage)
+    with storage.open("a") as file:
+        file.write('{"start": 4, "tal')  # killed while it wrote
+    ran: list[range] = []
+
+    def watched(chosen: Settings, indices: range) -> Tally:
+        ran.append(indices)
+        return run_chunk(chosen, indices)
+
+    monkeypatch.setattr(campaigns, "run_chunk", watched)
+    seen: list[int] = []
+    second = campaign(settings, 8, storage=storage, progress=lambda done, _: seen.append(done))
+    assert ran == [range(4, 8)]
+    assert seen == [4, 8]
+    assert (first.models, second.models) == (4, 8)
+    assert second.pairs.keys() >= first.pairs.keys()
+    again = campaign(settings, 8, storage=storage)
+    assert again.to_dict() == second.to_dict()
+    with pytest.raises(ArtifactError, match="other settings"):
+        campaign(Settings(seed=1), 8, storage=storage)
+
+
+def test_command(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import typer
+
+    with pytest.raises(typer.Exit) as done:
+        program.fuzz(
+            only=3,
+            jobs=1,
+            models=1,
+            seed=0,
+            ops=None,
+            onnx_every=0,
+            subnets=1,
+            storage=None,
+            scripts=tmp_path,
+            as_document=True,
+        )
+    assert done.value.exit_code == 0
+    assert json.loads(capfd.readouterr().out)["models"] == 1
+    with pytest.raises(typer.Exit) as done:
+        program.fuzz(
+            only=None,
+            jobs=1,
+            models=1,
+            seed=0,
+            ops=["nonsense"],
+            onnx_every=0,
+            subnets=1,
+            storage=None,
+            scripts=tmp_path,
+            as_document=False,
+        )
+    assert done.value.exit_code == 2
+    assert "no form calls the op 'nonsense'" in capfd.readouterr().err
