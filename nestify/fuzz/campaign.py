@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
@@ -69,7 +72,9 @@ def _results(
             yield start, run_chunk(settings, indices)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=_TASKS) as pool:
+    with ProcessPoolExecutor(
+        jobs, spawn, _end_with_parent, (os.getpid(),), max_tasks_per_child=_TASKS
+    ) as pool:
         waiting = iter(chunks.items())
         running: dict[Future[Tally], int] = {}
         try:
@@ -86,6 +91,17 @@ def _results(
         finally:
             for future in running:
                 future.cancel()
+
+
+def _end_with_parent(parent: int) -> None:
+    """Leave no worker behind where the campaign is killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stored(storage: Path, settings: Settings) -> dict[int, Tally]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,30 @@ def test_campaigns_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert again.to_dict() == second.to_dict()
     with pytest.raises(ArtifactError, match="other settings"):
         campaign(Settings(seed=1), 8, storage=storage)
+
+
+def test_workers_end_with_a_killed_campaign(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nestify.fuzz", "--models", "400", "--jobs", "2"]
+    command += ["--scripts", str(tmp_path), "--onnx-every", "0"]
+    children = Path("/proc/self/task")
+    if not children.exists():
+        pytest.skip("reads /proc")
+    with subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as campaign:
+        listed = Path(f"/proc/{campaign.pid}/task/{campaign.pid}/children")
+        workers: list[str] = []
+        deadline = time.monotonic() + 120
+        while (
+            len(workers) < 3 and time.monotonic() < deadline
+        ):  # two, and multiprocessing's tracker
+            time.sleep(0.5)
+            workers = listed.read_text().split()
+        campaign.kill()
+    assert len(workers) >= 3
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.5)
 
 
 def test_command(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
