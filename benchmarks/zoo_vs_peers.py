@@ -1,6 +1,6 @@
 """Does the pruned model run, and is it right? nestify and two peers on the public zoo.
 
-    python benchmarks/zoo_vs_peers.py [--limit 100] [--tool nestify] [model ...]
+    python benchmarks/zoo_vs_peers.py [--limit 100] [--jobs 2] [--tool nestify] [model ...]
 
 Half of every width is removed from 86 models of ``tests/zoo`` (random weights): by torch-pruning
 with ``GroupMagnitudeImportance(p=2)`` and nothing but the classifier ignored, no model treated by
@@ -29,6 +29,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -183,6 +184,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="names, or parts of them; all if none is given")
     parser.add_argument("--tool", choices=TOOLS, action="append")
     parser.add_argument("--limit", type=float, default=100.0, help="processor seconds a model")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -195,12 +197,14 @@ def main() -> None:
         return
     tools = options.tool or ["nestify", "torch-pruning"]
     wanted = [m for m in MODELS if not options.models or any(n in m.name for n in options.models)]
-    rows: list[Row] = []
-    for entry in wanted:
-        for tool in tools:
-            found = in_a_process(entry, tool, options.limit)
-            rows.append({"model": entry.name, "tool": tool, **found})
-            print(rows[-1], flush=True)
+
+    def row(job: tuple[ZooModel, str]) -> Row:
+        found = {"model": job[0].name, "tool": job[1], **in_a_process(*job, options.limit)}
+        print(found, flush=True)
+        return found
+
+    with ThreadPoolExecutor(options.jobs) as pool:  # each thread waits for a process
+        rows = list(pool.map(row, [(entry, tool) for entry in wanted for tool in tools]))
     counts = {tool: Counter(r["outcome"] for r in rows if r["tool"] == tool) for tool in tools}
     outcomes = sorted({outcome for count in counts.values() for outcome in count})
     summary: list[Row] = [

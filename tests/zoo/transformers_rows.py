@@ -81,6 +81,8 @@ def _decoder(architecture: str, config: str, known: Any = None, **fields: Any) -
     return _row(architecture, config, masked_tokens, {**_DECODER, **fields}, **(known or {}))
 
 
+_SINGLE = {"dtype": torch.float32}  # the grouped product of experts takes no float64
+
 TRANSFORMERS = (
     _row(
         "BertForSequenceClassification",
@@ -249,10 +251,17 @@ TRANSFORMERS = (
     _decoder("Gemma2ForCausalLM", "Gemma2Config", head_dim=12),
     _decoder("Phi3ForCausalLM", "Phi3Config", pad_token_id=0),
     _decoder("OlmoForCausalLM", "OlmoConfig"),
-    _decoder("MixtralForCausalLM", "MixtralConfig", num_local_experts=4, num_experts_per_tok=2),
+    _decoder(
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        _SINGLE,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
     _decoder(
         "Qwen2MoeForCausalLM",
         "Qwen2MoeConfig",
+        _SINGLE,
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=40,
