@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from nestify.dims import dims_of
 from nestify.rules.calls import Call
 from nestify.rules.lines import CHANNEL_NORM
 
@@ -20,11 +21,18 @@ def _instance_norm(call: Call) -> None:
 
 
 def _own(call: Call, switch: str, *, first: int) -> None:
-    """The line, and torch's own condition: a single value has no spread."""
+    """The line, and torch's own condition: a single value has no spread.
+
+    A weight that is standardised (no batch among its dims) is an operand of the op itself, which
+    takes a single value and gives the bias.
+    """
     CHANNEL_NORM(call)
     dims = call.need("input")
-    if call.args[switch]:
-        counted = tuple(expr for i, expr in enumerate(dims) if i >= first and i != 1)
+    counted = tuple(expr for i, expr in enumerate(dims) if i >= first and i != 1)
+    weight = call.op == "batch_norm" and not any(
+        dim.batch for expr in counted for dim in dims_of(expr)
+    )
+    if call.args[switch] and not weight:
         call.plural.append(
             (counted, call.why(f"{call.op} takes statistics over this dim, of two values at least"))
         )

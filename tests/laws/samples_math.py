@@ -297,7 +297,7 @@ add(
     "2* 4* 3* 3*, s: 4*, s: 4*, 4*, 4*",
 )
 add("batch_norm:plain", lambda x, m, v: F.batch_norm(x, m, v), "B 4, s: 4, s: 4")
-add("batch_norm:own", lambda x: F.batch_norm(x, None, None, training=True), "2 4* 3")
+add("batch_norm:own", lambda x: F.batch_norm(x, None, None, training=True), "2* 4* 3*")
 add("instance_norm", lambda x, w, b: F.instance_norm(x, weight=w, bias=b), "2* 4* 3 3, 4*, 4*")
 add("layer_norm", lambda x, w, b: F.layer_norm(x, (4,), w, b), "2* 3* 4*, 4*, 4*")
 add("layer_norm:two", lambda x, w: F.layer_norm(x, (3, 4), w), "2* 3* 4*, 3* 4*")
