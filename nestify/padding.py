@@ -10,13 +10,12 @@ the result is that of 77. This holds where the table says so of every op that th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from nestify.dims import Dim, Expr, dims_of, resolve
+from nestify.dims import Dim, Expr, all_dims
 from nestify.groups import Graph
 from nestify.rules import CONVOLUTIONS, QUIET, Call
 from nestify.slicing import Keep
@@ -61,31 +60,23 @@ def _paddable(graph: Graph) -> set[Dim]:
     """Dims of convolutions that stand alone wherever they are, and meet only ops that take zeros
     well.
     """
-    wanted: set[Dim] = set()
-    barred: set[Dim] = set()
-    for dims in graph.tensor_dims.values():
-        barred.update(_compounded(dims))
+    convolved: set[fx.Node] = set()
+    loud: set[fx.Node] = set()
     for node, call in graph.calls.items():
-        places = [graph.dims[place] for place in (node, *node.all_input_nodes)]
-        touched = {dim for dims in places for expr in _flat(dims) for dim in dims_of(expr)}
+        places = (node, *node.all_input_nodes)
         if call.op in CONVOLUTIONS:
-            wanted |= touched
+            convolved.update(places)
         if not _is_quiet(call):
-            barred |= touched
-        barred.update(dim for expr in call.normalised for dim in dims_of(expr))
-        barred.update(dim for dims in places for dim in _compounded(_flat(dims)))
+            loud.update(places)
+    barred = all_dims(_exprs([*graph.tensor_dims.values(), *graph.dims.values()]), inside=True)
+    barred |= all_dims(_exprs([graph.dims[node] for node in loud]))
+    barred |= all_dims(_exprs([call.normalised for call in graph.calls.values()]))
+    wanted = all_dims(_exprs([graph.dims[node] for node in convolved]))
     return {dim for dim in wanted - barred if not dim.batch}
 
 
-def _flat(dims: Any) -> list[Expr]:
+def _exprs(dims: Any) -> list[Expr]:
     return pytree.tree_leaves(dims)
-
-
-def _compounded(dims: Iterable[Expr]) -> Iterator[Dim]:
-    """Dims that are part of a larger expression."""
-    for expr in dims:
-        if not isinstance(resolve(expr), Dim):
-            yield from dims_of(expr)
 
 
 def _is_quiet(call: Call) -> bool:

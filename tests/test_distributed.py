@@ -114,7 +114,7 @@ def test_two_ranks_train_as_one_process(
 ) -> None:
     context = mp.spawn(worker, (free_port(), wrap, method, str(tmp_path)), nprocs=WORLD, join=False)
     assert context is not None
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not context.join(timeout=5):
         if time.monotonic() > deadline:
             for process in context.processes:

@@ -14,6 +14,7 @@ __all__ = [
     "Dim",
     "Expr",
     "Product",
+    "all_dims",
     "concat",
     "dims_of",
     "fix",
@@ -220,6 +221,26 @@ def leaves_of(expr: Expr) -> Iterator[Dim | Const]:
 def dims_of(expr: Expr) -> Iterator[Dim]:
     """Yield the elastic Dims of ``expr`` from left to right, once per occurrence."""
     return (leaf for leaf in leaves_of(expr) if isinstance(leaf, Dim))
+
+
+def all_dims(exprs: Iterable[Expr], *, inside: bool = False) -> set[Dim]:
+    """The elastic Dims of many expressions; parts that they share are visited once.
+
+    With ``inside`` only Dims that are part of a larger expression.
+
+    >>> a, b = Dim(2), Dim(3)
+    >>> all_dims([a, b]) == {a, b}, all_dims([a, Product((b, Const(2)))], inside=True) == {b}
+    (True, True)
+    """
+    roots = [_root(expr) for expr in exprs]
+    stack = [part for root in roots for part in _parts(root)] if inside else roots
+    seen: dict[int, Expr] = {}
+    while stack:
+        top = _root(stack.pop())
+        if id(top) not in seen:
+            seen[id(top)] = top
+            stack.extend(_parts(top))
+    return {top for top in seen.values() if isinstance(top, Dim)}
 
 
 def fix(expr: Expr, why: Reason) -> None:

@@ -34,6 +34,7 @@ class PermuteFlatten(nn.Module):
     """
     stem 5 channel stem.weight:0 stem.bias:0 head.weight:1
     """,
+    fixed="4 conv2d stem.weight:0 stem.bias:0",
 )
 class Unflatten(nn.Module):
     """A vector read as a small map: its channels, and its fixed places."""
