@@ -38,13 +38,38 @@ def export_program(
         False
     )  # one fused op: right in eval, closed to analysis
     try:
-        with warnings.catch_warnings(), _quiet():
+        with warnings.catch_warnings(), _quiet(), _dropouts_of_their_own():
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # torch.export raises many kinds; each becomes one clear message
         raise CaptureError(_explain(model, args, kwargs, error)) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+# These give back their very operand in eval, and the trace would take its later readers for theirs.
+_HANDED_BACK = ("alpha_dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout")
+
+
+@contextlib.contextmanager
+def _dropouts_of_their_own() -> Generator[None]:
+    """Let what these functions return be another tensor than what they are given."""
+    functional: Any = torch.nn.functional
+    before = {name: getattr(functional, name) for name in _HANDED_BACK}
+    for name, function in before.items():
+        setattr(functional, name, _on_an_alias(function))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(functional, name, function)
+
+
+def _on_an_alias(function: Any) -> Any:
+    def call(input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: A002  # torch's name
+        return function(torch.ops.aten.alias.default(input), *args, **kwargs)
+
+    return call
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -71,3 +72,26 @@ def test_classes_made_by_exec_are_traced() -> None:
     exec(source, space)
     net = nn.Sequential(nn.Linear(4, 6), space["Net"](6, 2))
     assert len(nestify.trace(net, example_inputs=(torch.randn(2, 4),)).groups) == 1
+
+
+@pytest.mark.parametrize(
+    "kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout]
+)
+def test_what_is_read_beside_a_dropout_is_not_dropped(kind: type[nn.Module]) -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.a, self.b = kind(0.5), nn.Conv2d(4, 5, 1), nn.Conv2d(5, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            dropped = self.drop(x)
+            return self.b(self.a(dropped)), self.b(self.a(x))
+
+    model, x = Beside().train(), torch.randn(2, 4, 5, 5)
+    nested = nestify.transform(model, "fn3-channel{where=all}", (x,)).train()
+    with nested.activate(nested.space.largest()):
+        torch.manual_seed(0)
+        expected = model(x)
+        torch.manual_seed(0)
+        found = nested(x)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
