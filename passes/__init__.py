@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from nestify.errors import UsageError
 from nestify.groups import Graph
+from nestify.options import read_options, split_options
 
 __all__ = ["PASSES", "Pass", "calibrated", "parse_recipe"]
 
@@ -43,8 +43,6 @@ PASSES: Mapping[str, str] = {
     "tree-N": "nestify.passes.tree:Tree",
 }
 
-_PASS = re.compile(r"([a-z0-9-]+)(?:\{([^{}]*)\})?")
-
 
 def parse_recipe(recipe: str) -> tuple[Pass, ...]:
     """Read a recipe.
@@ -69,10 +67,9 @@ def calibrated(passes: Sequence[Pass], batches: Iterable[Any]) -> tuple[Pass, ..
 
 
 def _parse_pass(text: str, recipe: str) -> Pass:
-    match = _PASS.fullmatch(text)
-    name = match.group(1) if match else text
+    name, said = split_options(text) or (text, None)
     name, numbers = _numbered(name)
-    if match is None or name not in PASSES or (name.endswith("-N") and not numbers):
+    if said is None or name not in PASSES or (name.endswith("-N") and not numbers):
         close = difflib.get_close_matches(name, PASSES, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(
@@ -81,20 +78,7 @@ def _parse_pass(text: str, recipe: str) -> Pass:
         )
     module, _, cls = PASSES[name].partition(":")
     kind: Any = getattr(importlib.import_module(module), cls)
-    said = (str, int, float, bool)  # what text can say: not the number of root-N, not data
-    fields = {f.name: type(f.default) for f in dataclasses.fields(kind) if type(f.default) in said}
-    options: dict[str, Any] = {}
-    for item in filter(None, (match.group(2) or "").split(",")):
-        key, _, value = (piece.strip() for piece in item.partition("="))
-        if key not in fields:
-            raise UsageError(f"pass {name} has no option {key!r}; valid: {', '.join(fields)}")
-        try:
-            options[key] = fields[key](value)
-        except ValueError:
-            raise UsageError(
-                f"option {key} of pass {name} must be {fields[key].__name__}, not {value!r}"
-            ) from None
-    return kind(*numbers, **options)
+    return kind(*numbers, **read_options(kind, said, f"pass {name}"))
 
 
 def _numbered(name: str) -> tuple[str, tuple[int, ...]]:

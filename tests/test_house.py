@@ -18,7 +18,7 @@ LINES_MAX = 400
 # count. A new module gets a place here.
 LAYERS: dict[str, tuple[str, ...]] = {
     "errors": ("errors",),
-    "ground": ("files", "usercode", "space", "draws", "trees", "compare", "moments"),
+    "ground": ("files", "options", "usercode", "space", "draws", "trees", "compare", "moments"),
     "sources": ("zoo", "sources"),
     "dims": ("dims",),
     "rules": ("rules",),
