@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nestify.emit.onnx_vectors import vectors_as_columns
 from nestify.emit.report import quiet
 from nestify.errors import CaptureError
 
@@ -41,6 +42,7 @@ def translate(
             ) from error
     assert result is not None
     model = onnx_ir.to_proto(result.model)
+    vectors_as_columns(model)
     _name(model, inputs, outputs)
     scrub(model, {})
     return model

@@ -194,6 +194,30 @@ def test_large_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.M
     assert not report.simplified
 
 
+class TransposedTimesVector(nn.Module):
+    """A learned vector picks from each map turned on its side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.vector = nn.Linear(5, 4), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        plain = y[0].T @ self.vector
+        return (y.transpose(1, 2) @ self.vector).relu() + torch.mv(y[1].T, self.vector) + plain
+
+
+@pytest.mark.parametrize("simplify", [True, False])
+def test_a_matrix_on_its_side_times_a_vector(simplify: bool, tmp_path: Path) -> None:
+    """In onnxruntime 1.32 the fusion of such a product forgets the transpose."""
+    torch.manual_seed(0)
+    model, x = TransposedTimesVector().eval(), torch.randn(2, 3, 5)
+    report = export(model, tmp_path / "net.onnx", example_inputs=(x,), simplify=simplify)
+    assert report.error <= 1e-5
+    (result,) = run(report.path, {report.inputs[0]: x})
+    assert torch.allclose(result, model(x), atol=1e-5)
+
+
 def test_an_op_without_onnx_form_is_named(tmp_path: Path) -> None:
     class Strange(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
