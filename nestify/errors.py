@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 class NestifyError(Exception):
     """Base of every error that nestify raises on purpose.
@@ -27,9 +29,16 @@ class CaptureError(NestifyError):
 
 
 class VerificationError(NestifyError):
-    """Two forms of one network that must agree do not."""
+    """Two forms of one network that must agree do not.
+
+    ``error`` is the relative error between them, infinite where none was measured.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, error: float = math.inf) -> None:
+        super().__init__(message)
+        self.error = error
 
 
 class InfeasibleError(NestifyError):

@@ -299,7 +299,8 @@ class NestedModel(nn.Module):
         if not error <= limit:
             raise VerificationError(
                 f"the extracted model differs from the nested model by {error:.1e} relative "
-                f"(limit {limit:g}); this is a defect of nestify: please report it with the model"
+                f"(limit {limit:g}); this is a defect of nestify: please report it with the model",
+                error,
             )
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -217,8 +218,9 @@ def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         return slim
 
     monkeypatch.setattr(nested_module, "emit", broken)
-    with pytest.raises(VerificationError, match="differs from the nested model by"):
+    with pytest.raises(VerificationError, match="differs from the nested model by") as caught:
         nested.extract(nested.space.at(0.5))
+    assert 0.01 < caught.value.error < math.inf
     nested.extract(nested.space.at(0.5), verify=False)
 
 

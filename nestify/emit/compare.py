@@ -98,7 +98,8 @@ def largest_error(
         for index, (a, b) in enumerate(zip(case.expected, actual, strict=True)):
             error = deviation(a, b)
             if not error <= tolerance:
-                raise VerificationError(_mismatch(what, case.label, index, a, b, error, tolerance))
+                message = _mismatch(what, case.label, index, a, b, error, tolerance)
+                raise VerificationError(message, error)
             worst = max(worst, error)
     return worst
 

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from nestify.api import transform
 from nestify.compare import relative_error
 from nestify.dims import dims_of
-from nestify.errors import CaptureError, NestifyWarning, UsageError
+from nestify.errors import CaptureError, NestifyWarning, UsageError, VerificationError
 from nestify.fuzz.build import build, double_precision, example_inputs, model_of
 from nestify.fuzz.doubt import sensitivity
 from nestify.fuzz.forms import Form
@@ -261,4 +261,5 @@ def _trained(model: nn.Module, inputs: Inputs) -> Any:
 
 def _crash(where: str, error: Exception) -> Failure:
     lines = str(error).strip().splitlines() or [""]
-    return Failure(f"{where} raises {type(error).__name__}", lines[0])
+    apart = error.error if isinstance(error, VerificationError) else math.inf
+    return Failure(f"{where} raises {type(error).__name__}", lines[0], apart)

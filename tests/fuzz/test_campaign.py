@@ -10,18 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from nestify.errors import ArtifactError
+from nestify.errors import ArtifactError, VerificationError
 from nestify.fuzz import __main__ as program
 from nestify.fuzz import campaign as campaigns
 from nestify.fuzz.build import build, example_inputs, model_of
 from nestify.fuzz.campaign import campaign
-from nestify.fuzz.checks import check
+from nestify.fuzz.checks import check, check_model
 from nestify.fuzz.chunks import Settings, Tally, model_spec, run_chunk
 from nestify.fuzz.report import as_data, as_text
 from nestify.fuzz.shrink import shrink
 from nestify.fuzz.spec import Spec
 from nestify.fuzz.table import form_table
+from nestify.nested import NestedModel
 from nestify.rules import RULES
 from tests.laws.test_faults import FAULTS
 
@@ -95,6 +98,37 @@ def test_a_mismatch_is_written_as_a_script_that_runs(
     )
     assert done.returncode == 4, done.stderr
     assert "split_sizes" in done.stdout
+
+
+class FirstOfEqual(nn.Module):
+    """The place of the largest of numbers that are all one, but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.down(self.up(x))
+        return F.cosine_similarity(y, y, -1).topk(1, -1).indices
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_what_rounding_decides_is_no_mismatch(equal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where extraction refuses its own result; elsewhere that is one."""
+
+    def refuses(*_: object) -> None:
+        raise VerificationError("they differ", 0.75)
+
+    monkeypatch.setattr(NestedModel, "_verify", refuses)
+    torch.manual_seed(0)
+    model = FirstOfEqual() if equal else nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
+    inputs = torch.randn(2, 50, 6, dtype=torch.float64)
+    case = check_model(model.double(), (inputs,), (inputs[:1],), seed=0)
+    if equal:
+        assert case.outcome == "rounding alone moves it more"
+    else:
+        assert case.failure is not None
+        assert case.failure.error == 0.75
 
 
 def test_scripts_make_the_same_model() -> None:
