@@ -12,6 +12,13 @@ from torch import fx, nn
 
 from nestify.depth import bypassed, live_nodes
 from nestify.groups import Graph
+from nestify.layouts import (
+    channels_last,
+    contiguous,
+    is_contiguous_map,
+    reads_in_order,
+    run_in_order,
+)
 from nestify.padding import Room
 from nestify.rules import PAIRED, STRIDED, VIEWS, bind_arguments, is_mutable, op_name
 from nestify.slicing import Keep
@@ -69,6 +76,7 @@ class Program:
         self.room = Room(graph)
         ops = {call.op for call in graph.calls.values()}
         self.images = "conv2d" in ops and not ops & STRIDED
+        self.ordered = {node for node in graph.nodes if reads_in_order(node)}
         frees = _last_uses(graph)
         self.steps = [
             self._step(node, tuple(self.slots[n] for n in frees.get(node, ())))
@@ -184,21 +192,22 @@ class Program:
         bound: Bound,
         flat: Sequence[Any],
         own: Mapping[str, torch.Tensor] = _NONE,
-    ) -> Generator[tuple[fx.Node, list[Any], Mapping[str, Any]], None, list[Any]]:
+    ) -> Generator[tuple[fx.Node, list[Any], dict[str, Any]], None, list[Any]]:
         """Run, and stop before each call with its node and its arguments; returns the flat outputs.
 
-        What a caller writes into the tensors of ``root`` while it stops there is what runs.
+        What a caller writes into the tensors of ``root`` while it stops there, or puts in the place
+        of an argument, is what runs.
         """
         env: list[Any] = [None] * len(self.slots)
-        turned = bound.channels_last and any(map(_is_contiguous_map, flat))
+        turned = bound.channels_last and any(map(is_contiguous_map, flat))
         for node, value in zip(self.inputs, flat, strict=True):
-            env[self.slots[node]] = _channels_last(value) if turned else value
+            env[self.slots[node]] = channels_last(value) if turned else value
         for node in bound.attrs:
             name = str(node.target)
             full = own[name] if name in own else get_tensor(root, name)
             cut = bound.keep.slice(full, self.graph.tensor_dims[name])
             cut = F.pad(cut, bound.pads[node]) if node in bound.pads else cut
-            env[self.slots[node]] = _channels_last(cut) if turned else cut
+            env[self.slots[node]] = channels_last(cut) if turned else cut
         values = ((node, env[self.slots[node]]) for node in self.written)
         written = [(node, value) for node, value in values if value is not None]
         for step in bound.steps:
@@ -208,7 +217,9 @@ class Program:
             args = [_fill(arg, env) for arg in args]
             kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()}
             yield step.node, args, kwargs
-            if step.run is step.node.target:
+            if turned and step.node in self.ordered:
+                env[step.out] = run_in_order(step.node, step.run, args, kwargs)
+            elif step.run is step.node.target:
                 env[step.out] = step.run(*args, **kwargs)
             else:
                 env[step.out] = step.run(root, step, args)
@@ -219,7 +230,7 @@ class Program:
             full = own[name] if name in own else get_tensor(root, name)
             self._write_back(full, bound, node, value)
         values = [_fill(value, env) for value in self.values]
-        return [_contiguous(value) for value in values] if turned else values
+        return [contiguous(value) for value in values] if turned else values
 
     def _write_back(
         self, full: torch.Tensor, bound: Bound, node: fx.Node, value: torch.Tensor
@@ -237,28 +248,6 @@ class Program:
             return
         grid = torch.meshgrid(*(keep.indices(e).to(full.device) for e in dims), indexing="ij")
         full.data[grid] = value
-
-
-# oneDNN turns other maps into a layout of its own and back around every convolution, which costs
-# the more the narrower the layers are.
-
-
-def _is_contiguous_map(value: Any) -> bool:
-    return (
-        isinstance(value, torch.Tensor)
-        and value.ndim == 4
-        and value.device.type == "cpu"
-        and value.is_contiguous()
-    )
-
-
-def _channels_last(value: Any) -> Any:
-    turns = isinstance(value, torch.Tensor) and value.ndim == 4
-    return value.contiguous(memory_format=torch.channels_last) if turns else value
-
-
-def _contiguous(value: Any) -> Any:
-    return value.contiguous() if isinstance(value, torch.Tensor) and value.ndim == 4 else value
 
 
 def _fill(arg: Any, env: list[Any]) -> Any:

@@ -45,6 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "masks",
         "overlays",
         "masked",
+        "layouts",
         "program",
         "nested",
         "training",

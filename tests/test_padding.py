@@ -147,3 +147,52 @@ def test_maps_come_out_in_the_format_they_came_in(channels_last: bool) -> None:
     assert bound.channels_last
     full = nested._bind(nested.space.largest(), 4)  # pyright: ignore[reportPrivateUsage]
     assert not full.channels_last  # the full network is the original, bit for bit
+
+
+class Unbatched(nn.Module):
+    """One volume to a sample: its maps have four dims, but no dim of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 40, 3), nn.Conv2d(40, 6, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(F.max_pool3d(self.b(self.a(x).relu()), (1, 2, 2)))
+
+
+ORDERED: dict[str, Callable[[], nn.Module]] = {
+    "dropout": lambda: pair(nn.Dropout(0.5)),
+    "dropout in place": lambda: pair(nn.Dropout(0.5, inplace=True)),
+    "alpha dropout": lambda: pair(nn.AlphaDropout(0.5)),
+    "dropout of channels": lambda: pair(nn.Dropout2d(0.5)),
+    "random slopes": lambda: pair(nn.RReLU()),
+    "noise": lambda: Reads(lambda x: x * torch.rand_like(x)),
+    "coins": lambda: Reads(lambda x: x * torch.bernoulli(x.sigmoid())),
+    "noise in place": lambda: Reads(lambda x: x * torch.empty_like(x).uniform_()),
+    "volumes": Unbatched,
+}
+
+
+@pytest.mark.parametrize("name", ORDERED)
+def test_what_is_drawn_lies_where_it_does_in_the_extracted_network(name: str) -> None:
+    """Channels lie last inside a drawn step, and numbers are drawn in the order of memory."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 9, 9, dtype=torch.float64)
+    nested = nestify.transform(ORDERED[name]().double(), "fn3-channel{where=all}", (x,)).train()
+    (unit,) = nested.space.units
+    subnet = nestify.Subnet({unit.name: 19})
+    slim = nested.extract(subnet, verify=False).train()
+    assert nested._bind(subnet, 4).channels_last  # pyright: ignore[reportPrivateUsage]
+    with nested.activate(subnet):
+        torch.manual_seed(1)
+        out = nested(x)
+    torch.manual_seed(1)
+    expected = slim(x)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+    for result in (out, expected):
+        result.square().sum().backward()
+    for path, param in slim.named_parameters():
+        grad = nested.get_parameter(path).grad
+        assert grad is not None and param.grad is not None
+        kept = grad[tuple(slice(size) for size in param.shape)]
+        torch.testing.assert_close(kept, param.grad, rtol=1e-8, atol=1e-11, msg=path)

@@ -37,6 +37,7 @@ __all__ = [
     "COPIES",
     "NONLINEAR",
     "NORMS",
+    "ORDERED",
     "PAIRED",
     "POOLS",
     "QUIET",
@@ -93,6 +94,13 @@ QUIET = frozenset(
 # Ops that read a tensor by its place in memory: for these the memory format is part of the meaning.
 STRIDED = frozenset(
     "as_strided as_strided_copy set_ resize resize_as stride storage_offset".split()
+)
+
+# Ops that draw a number for every position, in the order in which those lie in memory, and those
+# that refuse a map with its channels last.
+ORDERED = frozenset(
+    "alpha_dropout bernoulli cauchy dropout exponential geometric log_normal normal rand_like "
+    "randint_like randn_like random uniform max_pool3d max_pool3d_with_indices".split()
 )
 
 # Ops that pool positions into one feature vector.
