@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,6 +93,8 @@ class Rebuilder:
         activation, own = bound[operand], {name: bound[name] for name in names}
         if own.get("running_mean") is not None and not self._switched(node):
             return None  # statistics that are frozen in both modes: a module would update them
+        if op_name(node.target) == "group_norm" and self._lonely(activation, bound["num_groups"]):
+            return None  # the module refuses a batch of one, where its op gives the bias
         raw = all(t is None or t.op == "get_attr" for t in own.values())
         path = self._path(node, own) if raw and activation.op != "get_attr" else None
         if path is None:
@@ -106,6 +109,11 @@ class Rebuilder:
         if not isinstance(submodule(self.root, path), type(module)):
             self._fill(module, path, tensors)
         return path, activation
+
+    def _lonely(self, activation: fx.Node, groups: int) -> bool:
+        """Whether a sample has a single value in each group."""
+        sizes = [self.keep.size(expr) for expr in self.source.dims[activation][1:]]
+        return math.prod(sizes) == groups
 
     def _path(self, node: fx.Node, own: Mapping[str, fx.Node | None]) -> str | None:
         """The module whose tensors these are: the one that made the call, else any other."""

@@ -96,6 +96,36 @@ def test_the_module_tree_is_readable() -> None:
     assert set(slim.state_dict()) == set(nested.state_dict())
 
 
+class LonelyGroups(nn.Module):
+    """Features in groups; where each keeps one feature, a batch of one has one value a group."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.Linear(8, 3)
+        self.places = places
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.up(x)
+        y = self.norm(y[..., None] if self.places else y)
+        return self.down(y.flatten(1))
+
+
+@pytest.mark.parametrize("places", [0, 1])
+def test_a_group_of_one_value_is_served_at_any_batch(places: int) -> None:
+    """GroupNorm the module refuses what its op computes: a single value becomes the bias."""
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 6),)
+    nested = nestify.transform(LonelyGroups(places).eval(), "fn3-neuron{where=all}", inputs)
+    with torch.no_grad():
+        for size in (1, 2):
+            subnet = dict.fromkeys((unit.name for unit in nested.space.units), size)
+            slim = nested.extract(subnet)
+            assert isinstance(slim.get_submodule("norm"), nn.GroupNorm) == (size > 1)
+            for x in (inputs[0], inputs[0][:1]):
+                with nested.activate(subnet):
+                    assert relative_error(nested(x), slim(x)) <= 1e-6
+
+
 class Wasteful(nn.Module):
     def __init__(self) -> None:
         super().__init__()
