@@ -66,7 +66,13 @@ form("frobenius_norm", "aten.frobenius_norm({x}, [-1], {k})", x="t: *s c", k=(Tr
 form("nuclear_norm", "aten.nuclear_norm({x})", x="t: c d")
 form("renorm", "torch.renorm({x}, 2, {d}, 1.0)", **_DIM)
 form("trace", "torch.trace({x})", x="t: c d")
-form("_weight_norm", "torch._weight_norm({x}, {y}, 0)", x="t: c d", y="p: c 1")
+# Expanded, so that another batch is refused: torch (2.13) reads and writes past a scale too short.
+form(
+    "_weight_norm",
+    "torch._weight_norm({x}, {y}.expand_as({x}[:, :1]), 0)",
+    x="t: c d",
+    y="p: c 1",
+)
 form(
     "weight_norm",
     "{m}({x})",

@@ -8,14 +8,15 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nestify.errors import ArtifactError
+from nestify.errors import ArtifactError, VerificationError
 from nestify.fuzz.chunks import Settings, Tally, run_chunk
 
 __all__ = ["CHUNK", "campaign", "code_hash"]
@@ -46,6 +47,7 @@ def campaign(
 
     Raises:
         ArtifactError: ``storage`` is of another campaign, or of other code.
+        VerificationError: a model ended its process; what was finished is in ``storage``.
     """
     total = Tally()
     done = _stored(storage, settings) if storage else {}
@@ -87,10 +89,22 @@ def _results(
                     return
                 ready, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ready:
-                    yield running.pop(future), future.result()
+                    try:
+                        tally = future.result()
+                    except BrokenProcessPool as error:
+                        raise _died(chunks, running.values()) from error
+                    yield running.pop(future), tally
         finally:
             for future in running:
                 future.cancel()
+
+
+def _died(chunks: Mapping[int, range], starts: Iterable[int]) -> VerificationError:
+    """A model that ends the process: its chunk is one of those that ran, or that came next."""
+    running = ", ".join(f"{chunks[s].start} to {chunks[s].stop - 1}" for s in sorted(starts))
+    return VerificationError(
+        f"a worker died on one of the models {running}: run them alone (--only INDEX) to see which"
+    )
 
 
 def _end_with_parent(parent: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -168,6 +169,23 @@ def test_campaigns_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert again.to_dict() == second.to_dict()
     with pytest.raises(ArtifactError, match="other settings"):
         campaign(Settings(seed=1), 8, storage=storage)
+
+
+def dies(settings: Settings, indices: range) -> Tally:
+    if 80 in indices:
+        os.abort()
+    return Tally(models=len(indices))
+
+
+def test_a_model_that_ends_its_process_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaigns, "run_chunk", dies)
+    storage = tmp_path / "fuzz.jsonl"
+    with pytest.raises(VerificationError, match=r"one of the models .*80 to 159"):
+        campaign(Settings(), 400, jobs=1, storage=storage)
+    lines = storage.read_text().splitlines()
+    assert [json.loads(line).get("start") for line in lines] == [None, 0]
 
 
 def test_workers_end_with_a_killed_campaign(tmp_path: Path) -> None:
