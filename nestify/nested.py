@@ -32,7 +32,8 @@ from nestify.masked import MaskedModel
 from nestify.modes import left_as_found, modes_in_training
 from nestify.original import as_original_class
 from nestify.overlays import Overlays, SwitchableNorms
-from nestify.program import Bound, Program
+from nestify.program import Program
+from nestify.running import Bound
 from nestify.slicing import Keep, check_positions
 from nestify.space import SearchSpace, Subnet, Unit
 from nestify.trees import find, tensors_of

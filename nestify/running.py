@@ -1,0 +1,250 @@
+"""One pass over the steps of a program: any subnet on slices of the full tensors of a module tree.
+
+A pass may start in the middle, given the values that cross that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from nestify.layouts import channels_last, contiguous, is_contiguous_map, run_in_order
+from nestify.rules import PAIRED, Dims
+from nestify.slicing import Keep
+from nestify.trees import find, get_tensor, submodule
+
+__all__ = ["RUNS", "Bound", "Frame", "Run", "Slot", "Step", "hand_on", "reads", "trains"]
+
+Special = Callable[[list[Any]], Any]
+_NONE: Mapping[Any, Any] = MappingProxyType({})
+
+
+class Slot(NamedTuple):
+    """The place of a value in a pass."""
+
+    at: int
+
+
+class Step(NamedTuple):
+    """One call with slots for tensors: in eval, in training, and the slots that are free
+    afterwards.
+    """
+
+    node: fx.Node
+    out: int
+    path: str
+    run: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    in_training: tuple[tuple[Any, ...], Mapping[str, Any]] | None
+    frees: tuple[int, ...]
+
+
+class Frame(NamedTuple):
+    """What all subnets of a graph have in common.
+
+    ``written`` are the buffers that some call writes into, ``ordered`` the calls that want maps
+    with their channels first, ``last_reads`` the slots of the last readers of values.
+    """
+
+    slots: Mapping[fx.Node, int]
+    inputs: Sequence[fx.Node]
+    outputs: Sequence[Any]
+    written: Sequence[fx.Node]
+    ordered: set[fx.Node]
+    last_reads: Mapping[fx.Node, int]
+    tensor_dims: Mapping[str, Dims]
+
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Bound:
+    """A program with the literals and slices of one subnet and batch size, and the tensors that it
+    reads.
+    """
+
+    frame: Frame
+    keep: Keep
+    steps: Sequence[Step]
+    attrs: Sequence[fx.Node]
+    pads: Mapping[fx.Node, list[int]]
+    channels_last: bool = False
+
+
+class Run:
+    """One pass on the tensors of ``root``, each module of it in its own mode.
+
+    ``own`` has tensors, by name and of the full size, to use instead; ``special`` runs the calls of
+    some nodes, given their arguments, in place of the ops. ``at`` is the index of the next step,
+    ``env`` holds the values by slot.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        bound: Bound,
+        flat: Sequence[Any],
+        own: Mapping[str, torch.Tensor] = _NONE,
+        special: Mapping[fx.Node, Special] = _NONE,
+    ) -> None:
+        self.root, self.bound, self.frame = root, bound, bound.frame
+        self.own, self.special = own, special
+        self.at = 0
+        self.env: list[Any] = [None] * len(self.frame.slots)
+        self.turned = bound.channels_last and any(map(is_contiguous_map, flat))
+        for node, value in zip(self.frame.inputs, flat, strict=True):
+            self.env[self.frame.slots[node]] = channels_last(value) if self.turned else value
+
+    def resume(self, at: int, values: Mapping[int, Any]) -> None:
+        """Start at step ``at``, given the values by slot that are made before it."""
+        self.at = at
+        for slot, value in values.items():
+            self.env[slot] = value
+
+    def walk(self) -> Generator[tuple[fx.Node, list[Any], dict[str, Any]], None, list[Any]]:
+        """Run, and stop before each call with its node and its arguments; returns the flat outputs.
+
+        What a caller writes into the tensors of ``root`` while it stops there, or puts in the place
+        of an argument, is what runs.
+        """
+        root, bound, frame, env = self.root, self.bound, self.frame, self.env
+        written = self._read_tensors()
+        for step in bound.steps[self.at :]:
+            args, kwargs = step.args, step.kwargs
+            if step.in_training is not None and trains(root, step.path):
+                args, kwargs = step.in_training
+            args = [_fill(arg, env) for arg in args]
+            kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()}
+            yield step.node, args, kwargs
+            if step.node in self.special:
+                env[step.out] = self.special[step.node](args)
+            elif self.turned and step.node in frame.ordered:
+                env[step.out] = run_in_order(step.node, step.run, args, kwargs)
+            elif step.run is step.node.target:
+                env[step.out] = step.run(*args, **kwargs)
+            else:
+                env[step.out] = step.run(root, step, args)
+            for slot in step.frees:
+                env[slot] = None
+            self.at += 1
+        for node, value in written:
+            _write_back(self._full(node), bound, node, value)
+        values = [_fill(value, env) for value in frame.outputs]
+        return [contiguous(value) for value in values] if self.turned else values
+
+    def _full(self, node: fx.Node) -> torch.Tensor:
+        name = str(node.target)
+        return self.own[name] if name in self.own else get_tensor(self.root, name)
+
+    def _read_tensors(self) -> list[tuple[fx.Node, torch.Tensor]]:
+        """Put slices of what is read from here on in its slots; returns those that are written."""
+        bound, frame, env = self.bound, self.frame, self.env
+        first = bound.steps[self.at].out if self.at else 0
+        for node in bound.attrs:
+            if frame.last_reads[node] < first:
+                continue
+            cut = bound.keep.slice(self._full(node), frame.tensor_dims[str(node.target)])
+            cut = F.pad(cut, bound.pads[node]) if node in bound.pads else cut
+            env[frame.slots[node]] = channels_last(cut) if self.turned else cut
+        values = ((node, env[frame.slots[node]]) for node in frame.written)
+        return [(node, value) for node, value in values if value is not None]
+
+
+def _write_back(full: torch.Tensor, bound: Bound, node: fx.Node, value: torch.Tensor) -> None:
+    """What calls wrote into a copied slice of a buffer; views wrote into the buffer itself."""
+    keep, dims = bound.keep, bound.frame.tensor_dims[str(node.target)]
+    views = all(isinstance(cut, int) for _, cut in keep.plan(dims))
+    if views and node not in bound.pads:
+        return
+    value = value[tuple(slice(keep.size(expr)) for expr in dims)]
+    # As torch's own batch norm does, without a sign that the tensor changed: autograd saves
+    # running statistics though backward does not read them, and the next step may come first.
+    if views:
+        keep.slice(full.data, dims).copy_(value)
+        return
+    grid = torch.meshgrid(*(keep.indices(e).to(full.device) for e in dims), indexing="ij")
+    full.data[grid] = value
+
+
+def _fill(arg: Any, env: list[Any]) -> Any:
+    if arg.__class__ is Slot:
+        return env[arg.at]
+    if isinstance(arg, list | tuple) and not isinstance(arg, torch.Size):
+        return [_fill(item, env) for item in cast(Sequence[Any], arg)]
+    return arg
+
+
+def reads(value: Any) -> Iterator[int]:
+    """The slots that an argument names."""
+    if value.__class__ is Slot:
+        yield value.at
+    elif isinstance(value, Mapping):
+        yield from reads(tuple(cast(Mapping[str, Any], value).values()))
+    elif isinstance(value, list | tuple):
+        for item in cast(Sequence[Any], value):
+            yield from reads(item)
+
+
+# --- calls that need their module -----------------------------------------------------------------
+
+
+def trains(root: nn.Module, path: str) -> bool:
+    """Whether the module that makes a call is in training; the root for a path that is gone."""
+    return (submodule(root, path) or root).training
+
+
+def _batch_norm(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
+    """In training a BatchNorm counts its batches, and may average over all of them."""
+    x, weight, bias, mean, var, training, momentum, eps, _ = args
+    owner: Any = submodule(root, step.path)
+    if training and mean is not None and isinstance(owner, _BATCH_NORMS):
+        momentum = owner.momentum
+        if owner.num_batches_tracked is not None:
+            owner.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(owner.num_batches_tracked) if momentum is None else momentum
+    if mean is None:  # a weight that is standardised may be one value wide: it becomes its bias
+        return torch.batch_norm(x, weight, bias, mean, var, training, 0.0, eps, args[-1])
+    return F.batch_norm(x, mean, var, weight, bias, training, momentum or 0.0, eps)
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def _stochastic(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
+    return find(root, args[1])(args[0])
+
+
+def hand_on(root: nn.Module, step: Step, args: list[Any]) -> Any:
+    """Give the first argument itself."""
+    return args[0]
+
+
+def _view(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
+    """A slice of a parameter is not contiguous: what is viewed whole may need a copy here."""
+    source, shape = args
+    if isinstance(shape, torch.Tensor):
+        return source.reshape(shape.shape)
+    return source.reshape(shape) if isinstance(shape, list | tuple) else source.view(shape)
+
+
+def _paired(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
+    """A slice may start between the two values of a pair: then they need a place of their own."""
+    (source,) = args
+    odd = source.storage_offset() % 2 or any(stride % 2 for stride in source.stride()[:-1])
+    return torch.view_as_complex(
+        source.clone(memory_format=torch.contiguous_format) if odd else source
+    )
+
+
+RUNS: dict[str, Callable[..., Any]] = {
+    "nestify::stochastic": _stochastic,
+    "batch_norm": _batch_norm,
+    "view": _view,
+    "view_as": _view,
+    **dict.fromkeys(PAIRED, _paired),
+}
