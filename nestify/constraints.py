@@ -1,18 +1,21 @@
-"""Upper bounds on costs: checking them, meeting them, and saying what is closest when none does."""
+"""Upper bounds on costs: checking them, meeting them, and saying what is closest when none does.
+
+A constraint is a cost and its bound: ``latency_ms=5``. ``latency_ms@phone=8`` bounds it on one of
+several targets; without a target the first one is meant.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nestify.errors import UsageError
 
-if TYPE_CHECKING:
-    from nestify.cost import Cost
-
 COSTS = ("macs", "params", "size_bytes", "activation_bytes", "latency_ms")
+
+# What a subnet costs, by the name of the cost and of the target (None: the first one).
+Value = Callable[[str, str | None], float | None]
 
 
 def check_cost_name(name: str) -> None:
@@ -23,12 +26,30 @@ def check_cost_name(name: str) -> None:
         raise UsageError(f"unknown cost {name!r}: the costs are {', '.join(COSTS)}{hint}")
 
 
-def check_constraints(constraints: Mapping[str, float]) -> None:
-    """Raise UsageError if a constraint has an unknown name or no number as its bound."""
-    for name, bound in constraints.items():
+def check_constraints(
+    constraints: Mapping[str, float], targets: Sequence[str] | None = None
+) -> None:
+    """Raise UsageError if a constraint has an unknown cost or target, or no number as its bound."""
+    for key, bound in constraints.items():
+        name, target = split_key(key)
         check_cost_name(name)
+        if target is not None and targets is not None and target not in targets:
+            raise UsageError(
+                f"the constraint {key} names an unknown target: there are {', '.join(targets)}"
+            )
         if not _is_number(bound):
-            raise UsageError(f"the constraint {name}={bound!r} is no number")
+            raise UsageError(f"the constraint {key}={bound!r} is no number")
+
+
+def split_key(key: str) -> tuple[str, str | None]:
+    """The cost and the target of a constraint's name.
+
+    Example:
+        >>> split_key("latency_ms@phone"), split_key("macs")
+        (('latency_ms', 'phone'), ('macs', None))
+    """
+    name, at, target = key.partition("@")
+    return name, target if at else None
 
 
 def _is_number(value: object) -> bool:
@@ -41,8 +62,8 @@ def parse_constraints(texts: Iterable[str]) -> dict[str, float]:
     """Read constraints as they are written on the command line.
 
     Example:
-        >>> parse_constraints(["latency_ms=5", "params=2e6"])
-        {'latency_ms': 5.0, 'params': 2000000.0}
+        >>> parse_constraints(["latency_ms@cpu=5", "params=2e6"])
+        {'latency_ms@cpu': 5.0, 'params': 2000000.0}
 
     Raises:
         UsageError: not ``NAME=NUMBER``, an unknown name, or a name twice.
@@ -52,7 +73,7 @@ def parse_constraints(texts: Iterable[str]) -> dict[str, float]:
         name, found, number = (part.strip() for part in text.partition("="))
         if not found:
             raise UsageError(f"constraint {text!r} is not NAME=NUMBER, such as latency_ms=5")
-        check_cost_name(name)
+        check_cost_name(split_key(name)[0])
         if name in constraints:
             raise UsageError(f"constraint {name} is given twice")
         try:
@@ -63,43 +84,53 @@ def parse_constraints(texts: Iterable[str]) -> dict[str, float]:
     return constraints
 
 
-def meets(cost: Cost, constraints: Mapping[str, float]) -> bool:
-    """Tell whether ``cost`` is within every bound; an unknown latency is within none."""
-    return all(_within(getattr(cost, name), bound) for name, bound in constraints.items())
+def meets(value: Value, constraints: Mapping[str, float]) -> bool:
+    """Tell whether a subnet is within every bound; an unknown latency is within none."""
+    return all(_within(value(*split_key(key)), bound) for key, bound in constraints.items())
 
 
-def infeasible_message(costs: Iterable[Cost], constraints: Mapping[str, float]) -> str:
+def infeasible_message(values: Iterable[Value], constraints: Mapping[str, float]) -> str:
     """Say which constraints cannot be met, and the closest value each could have.
 
     The closest feasible value of a cost is its least value among the points that meet all *other*
     constraints, or among all points where there are none.
     """
-    costs = list(costs)
-    parts = [part for name in constraints for part in _closest(name, costs, constraints)]
+    values = list(values)
+    parts = [part for key in constraints for part in _closest(key, values, constraints)]
     if not parts:  # each can be met, but no two together: name the point that misses by least
-        nearest = min(costs, key=lambda cost: _excess(cost, constraints))
-        values = (f"{name} {readable(getattr(nearest, name))}" for name in constraints)
-        parts = [f"the closest feasible point has {', '.join(values)}"]
-    asked = " and ".join(f"{name} <= {readable(bound)}" for name, bound in constraints.items())
+        nearest = min(values, key=lambda value: excess(value, constraints))
+        costs = ((key, nearest(*split_key(key))) for key in constraints)
+        shown = (f"{key} {readable(cost)}" for key, cost in costs if cost is not None)
+        parts = [f"the closest feasible point has {', '.join(shown)}"]
+    asked = " and ".join(f"{key} <= {readable(bound)}" for key, bound in constraints.items())
     return f"no subnet meets {asked}: {'; '.join(parts)}"
 
 
-def _closest(name: str, costs: list[Cost], constraints: Mapping[str, float]) -> list[str]:
-    known = [cost for cost in costs if getattr(cost, name) is not None]
+def _closest(key: str, values: list[Value], constraints: Mapping[str, float]) -> list[str]:
+    name, target = split_key(key)
+    known = [value for value in values if value(name, target) is not None]
     if not known:
-        return [f"{name} was measured for no point"]
-    others = {key: bound for key, bound in constraints.items() if key != name}
-    closest = min(getattr(c, name) for c in [c for c in known if meets(c, others)] or known)
-    if closest <= constraints[name]:
+        return [f"{key} was measured for no point"]
+    others = {other: bound for other, bound in constraints.items() if other != key}
+    feasible = [value for value in known if meets(value, others)] or known
+    closest = min(cost for value in feasible if (cost := value(name, target)) is not None)
+    if closest <= constraints[key]:
         return []
-    return [f"the closest feasible {name} is {readable(closest)}"]
+    return [f"the closest feasible {key} is {readable(closest)}"]
 
 
-def _excess(cost: Cost, constraints: Mapping[str, float]) -> float:
-    values = {name: getattr(cost, name) for name in constraints}
-    if None in values.values():
-        return math.inf
-    return max(values[name] / max(bound, 1e-9) for name, bound in constraints.items())
+def excess(value: Value, constraints: Mapping[str, float]) -> float:
+    """By which factor the worst bound is missed; infinite where a cost is not known.
+
+    Example:
+        >>> excess(lambda name, target: 30.0, {"macs": 20.0})
+        1.5
+    """
+    worst = 0.0
+    for key, bound in constraints.items():
+        cost = value(*split_key(key))
+        worst = max(worst, math.inf if cost is None else cost / max(bound, 1e-9))
+    return worst
 
 
 def readable(value: float) -> str:

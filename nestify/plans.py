@@ -7,6 +7,7 @@ code, so a plan from a stranger can be read safely.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,7 @@ from nestify.pareto import pareto
 from nestify.space import Subnet
 
 FORMAT = "nestify-plan"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class PlanPoint:
         """What the subnet costs on `target`."""
         return self.costs[self.target]
 
+    def value(self, name: str, target: str | None = None) -> float | None:
+        """One cost on a target, `target` if None; None where it was not measured."""
+        return getattr(self.costs[target or self.target], name)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -70,6 +75,7 @@ class Plan:
         targets: the targets that costs are given for.
         convention: how MACs are counted.
         scoring: ``"evaluate"`` for the user's own function, ``"fidelity"`` for the default.
+        evaluator: the hash of that function and its data: scores of another do not compare.
         method: how the points were chosen.
         seed: the seed of the search.
         points: every point, in the order in which they were scored; the first is the largest
@@ -82,6 +88,7 @@ class Plan:
     targets: tuple[str, ...]
     convention: str
     scoring: str
+    evaluator: str
     method: str
     seed: int
     points: tuple[PlanPoint, ...]
@@ -123,10 +130,12 @@ class Plan:
 
         Example:
             >>> plan.best(target="cpu", latency_ms=5.0, params=2e6).score
+            >>> plan.best(**{"latency_ms@cpu": 5.0, "latency_ms@phone": 8.0}).score
 
         Args:
             target: one of `targets`; None for the first.
-            **constraints: upper bounds by the name of the cost.
+            **constraints: upper bounds by the name of the cost; ``cost@target`` bounds it on a
+                target of its own.
 
         Returns:
             The point; of equal scores the one with fewer MACs, then fewer parameters.
@@ -135,12 +144,27 @@ class Plan:
             UsageError: an unknown target or cost, or a bound that is not a number.
             InfeasibleError: no point meets all; the message names the closest feasible values.
         """
-        check_constraints(constraints)
+        check_constraints(constraints, self.targets)
         points = self.on(target)
-        feasible = [p for p in points if meets(p.cost, constraints)]
+        feasible = [p for p in points if meets(p.value, constraints)]
         if not feasible:
-            raise InfeasibleError(infeasible_message([p.cost for p in points], constraints))
+            raise InfeasibleError(infeasible_message([p.value for p in points], constraints))
         return max(feasible, key=lambda p: (p.score, -p.cost.macs, -p.cost.params))
+
+    def merged(self, other: Plan) -> Plan:
+        """Return the points of this plan and of another search of the same model.
+
+        A subnet that both have is taken once, with the latencies that either measured; targets are
+        those of both.
+
+        Example:
+            >>> night = nestify.Plan.load("night.json").merged(nestify.Plan.load("day.json"))
+
+        Raises:
+            UsageError: the other plan is of another model, recipe, evaluator or convention, or a
+                subnet has another score there.
+        """
+        return merged(self, other)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; the file is whole or absent.
@@ -172,6 +196,46 @@ class Plan:
         return _plan(read_json(path, "plan"))
 
 
+_SAME = ("fingerprint", "recipe", "convention", "scoring", "evaluator")
+
+
+def merged(one: Plan, other: Plan) -> Plan:
+    """`Plan.merged`."""
+    for name in _SAME:
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if mine != theirs:
+            raise UsageError(
+                f"the plans cannot be merged: their {name} differs, {mine!r} and {theirs!r}"
+            )
+    points = {point.subnet: point for point in one.points}
+    for point in other.points:
+        points[point.subnet] = _joined(points.get(point.subnet), point)
+    targets = tuple(dict.fromkeys([*one.targets, *other.targets]))
+    return replace(one, targets=targets, points=tuple(_on_all(p, targets) for p in points.values()))
+
+
+def _joined(mine: PlanPoint | None, theirs: PlanPoint) -> PlanPoint:
+    if mine is None:
+        return theirs
+    if not math.isclose(mine.score, theirs.score, rel_tol=1e-6, abs_tol=1e-9):
+        raise UsageError(
+            f"the plans cannot be merged: {mine.subnet} scored {mine.score} in one and "
+            f"{theirs.score} in the other; is evaluate random?"
+        )
+    costs = dict(mine.costs)
+    for target, cost in theirs.costs.items():
+        if target not in costs or costs[target].latency_ms is None:
+            costs[target] = cost
+    return replace(mine, costs=costs)
+
+
+def _on_all(point: PlanPoint, targets: tuple[str, ...]) -> PlanPoint:
+    """The point with a cost on every target: by formula the same, latency not measured."""
+    blank = replace(next(iter(point.costs.values())), latency_ms=None)
+    costs = {target: point.costs.get(target, blank) for target in targets}
+    return replace(point, costs=costs, target=targets[0])
+
+
 def point_fields(point: PlanPoint) -> dict[str, Any]:
     """Return a point as JSON values."""
     costs = {
@@ -198,6 +262,7 @@ def _plan(fields: Fields) -> Plan:
         targets=targets,
         convention=fields.text("convention"),
         scoring=fields.text("scoring"),
+        evaluator=fields.text("evaluator"),
         method=fields.text("method"),
         seed=fields.integer("seed"),
         points=_points(fields, targets),

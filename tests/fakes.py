@@ -48,6 +48,10 @@ class FakeNested(nn.Module):
         macs = (sizes[:, :-1] * sizes[:, 1:]).sum(axis=1)
         return Costs(macs, sizes.sum(axis=1), 4 * sizes.sum(axis=1), 4 * sizes.max(axis=1))
 
+    @contextmanager
+    def reusing(self, limit_bytes: int) -> Iterator[None]:
+        yield
+
     def extract(self, subnet: Subnet, **options: Any) -> nn.Module:
         self.extracted.append(subnet)
         return nn.Identity()

@@ -15,7 +15,7 @@ from torch import nn
 from nestify import targets
 from nestify.errors import CaptureError, InfeasibleError, UsageError
 from nestify.explore import METHODS, fidelity, search
-from nestify.explore.steps import between, nearest, scaled, shrunk
+from nestify.explore.methods.steps import between, nearest, scaled, shrunk
 from nestify.fingerprints import fingerprint
 from nestify.plans import Plan
 from nestify.space import SearchSpace, Unit
@@ -218,11 +218,11 @@ def test_latency_constraints_are_met_by_measuring(monkeypatch: pytest.MonkeyPatc
 
 
 def test_progress_is_told() -> None:
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[str, int, int, str]] = []
     plan = run(chain(3), max_evaluations=10, progress=lambda *row: told.append(row))
-    scoring = [done for stage, done, _ in told if stage == "scoring subnets"]
+    scoring = [done for stage, done, _, _ in told if stage == "scoring subnets"]
     assert scoring == list(range(1, len(plan.points) + 1))
-    assert "measuring latency" in {stage for stage, _, _ in told}
+    assert "measuring latency" in {stage for stage, *_ in told}
 
 
 def test_a_plan_says_how_it_came_about() -> None:
@@ -259,7 +259,7 @@ def test_any_tensor_has_a_fingerprint(tensor: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, "unknown method 'magic': the methods are greedy, uniform, random"),
+        ({"method": "magic"}, "unknown method 'magic': the methods are fn3, algorithm1, greedy"),
         ({"target": "gpu"}, "unknown target 'gpu'"),
         ({"target": ()}, "one or more distinct names"),
         ({"target": ("sim", "sim")}, "one or more distinct names"),

@@ -18,7 +18,17 @@ LINES_MAX = 400
 # count. A new module gets a place here.
 LAYERS: dict[str, tuple[str, ...]] = {
     "errors": ("errors",),
-    "ground": ("files", "options", "usercode", "space", "draws", "trees", "compare", "moments"),
+    "ground": (
+        "files",
+        "options",
+        "processes",
+        "usercode",
+        "space",
+        "draws",
+        "trees",
+        "compare",
+        "moments",
+    ),
     "sources": ("zoo", "sources"),
     "dims": ("dims",),
     "rules": ("rules",),
@@ -32,7 +42,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "capture",
     ),
     "groups": ("blocks", "groups"),
-    "slicing": ("slicing", "polynomials", "depth", "rewriting"),
+    "slicing": ("slicing", "keeping", "polynomials", "depth", "rewriting"),
     "cost": ("modules", "peaks", "cost"),
     "targets": ("targets",),
     "networks": (
@@ -51,7 +61,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "program",
         "cuts",
         "recognition",
+        "states",
         "reuse",
+        "verification",
         "nested",
         "training",
     ),

@@ -56,6 +56,7 @@ def plans(draw: st.DrawFn) -> Plan:
         targets=targets,
         convention="torch",
         scoring="evaluate",
+        evaluator="e0",
         method="random",
         seed=draw(st.integers(0, 2**63 - 1)),
         points=tuple(points),
@@ -75,6 +76,7 @@ def small_plan(**changes: Any) -> Plan:
         "targets": ("cpu",),
         "convention": "torch",
         "scoring": "fidelity",
+        "evaluator": "e0",
         "method": "greedy",
         "seed": 0,
         "points": points,
@@ -243,7 +245,7 @@ def test_the_file_is_one_line_a_point(tmp_path: Path) -> None:
     small_plan().save(tmp_path / "plan.json")
     lines = (tmp_path / "plan.json").read_text().splitlines()
     assert sum('"score"' in line for line in lines) == 4
-    assert json.loads("\n".join(lines))["version"] == 1
+    assert json.loads("\n".join(lines))["version"] == 2
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -290,7 +292,7 @@ COST = (*POINT, "costs", "cpu")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (setter("version", to=2), "its version is 2, this nestify reads 1"),
+        (setter("version", to=1), "its version is 1, this nestify reads 2"),
         (setter("format", to="other"), "not a nestify plan"),
         (setter("more", to=1), "unknown field 'more'"),
         (setter("seed", to=-1), "seed must be between 0"),

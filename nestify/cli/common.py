@@ -44,8 +44,8 @@ ConstraintOption = Annotated[
     typer.Option(
         "--constraint",
         metavar="NAME=NUMBER",
-        help="An upper bound on macs, params, size_bytes, activation_bytes or latency_ms; may be "
-        "repeated.",
+        help="An upper bound on macs, params, size_bytes, activation_bytes or latency_ms; "
+        "latency_ms@TARGET bounds it on one of several targets; may be repeated.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The seed of what is drawn.")]
@@ -79,7 +79,8 @@ def _end(error: BaseException, debug: bool) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, KeyboardInterrupt):
         again = shlex.join(["nestify", *sys.argv[1:]])
-        say(f"interrupted: nothing was written; to run it again: {again}", style="yellow")
+        state = error.args[0] if error.args else "nothing was written; to run it again"
+        say(f"interrupted: {state}: {again}", style="yellow")
         return 130
     if isinstance(error, NestifyError):
         say(f"error: {error}", style="red")
@@ -134,12 +135,15 @@ def _shown_warnings(debug: bool) -> Generator[None]:
 
 
 @contextmanager
-def progress() -> Generator[Callable[[str, int, int], None]]:
-    """Yield ``progress(stage, done, total)``: bars on a terminal, else one line a stage."""
+def progress() -> Generator[Callable[..., None]]:
+    """Yield ``progress(stage, done, total, note)``: bars on a terminal, else one line a stage.
+
+    A bar shows the note and the time that is left; a total of 0 is one that nobody knows.
+    """
     if not sys.stderr.isatty():
         seen: set[str] = set()
 
-        def line(stage: str, done: int, total: int) -> None:
+        def line(stage: str, done: int, total: int, note: str = "") -> None:
             if stage not in seen:
                 seen.add(stage)
                 say(f"{stage} ...")
@@ -148,17 +152,31 @@ def progress() -> Generator[Callable[[str, int, int], None]]:
         return
 
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def bar(stage: str, done: int, total: int) -> None:
+        def bar(stage: str, done: int, total: int, note: str = "") -> None:
             if stage not in tasks:
                 for before in tasks.values():  # a search may need less than it may spend
                     bars.remove_task(before)
                 tasks.clear()
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+                tasks[stage] = bars.add_task(stage, total=total or None, note=note)
+            bars.update(tasks[stage], completed=done, total=total or None, note=note)
 
         yield bar

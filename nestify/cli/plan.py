@@ -49,11 +49,29 @@ def plan_command(
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="How to search: greedy, uniform or random.")
-    ] = "greedy",
+        str,
+        typer.Option(
+            "--method",
+            help="How to search: fn3, algorithm1, greedy, evolution, random or uniform, "
+            "with options in braces.",
+        ),
+    ] = "fn3",
     evaluations: Annotated[
         int, typer.Option("--evaluations", min=3, help="How many subnets to score at most.")
     ] = 64,
+    storage: Annotated[
+        Path | None,
+        typer.Option(
+            "--storage",
+            metavar="FILE",
+            help="Where scores are kept, so that the same command goes on after it was stopped: "
+            "DIR/search.db if not given.",
+        ),
+    ] = None,
+    workers: Annotated[
+        str,
+        typer.Option("--workers", help="How many processes score subnets, or ray, or ray:N."),
+    ] = "1",
     seed: SeedOption = 0,
     as_document: JsonOption = False,
     debug: DebugOption = False,
@@ -62,7 +80,8 @@ def plan_command(
 
     Subnets are scored by the model file's evaluate(model), higher being better, or else by how
     closely their outputs follow the full model's on the example inputs. Without a constraint the
-    subnet of the best score at no more than half of the MACs is exported.
+    subnet of the best score at no more than half of the MACs is exported. Where the model file
+    has calibration, BatchNorm statistics are re-estimated from it for every subnet.
 
     \b
     Examples:
@@ -83,20 +102,24 @@ def plan_command(
     folder = out or Path(f"{source.name}-plan")
     check_writable(folder)
     nested = nested_from(source, recipe)
-    with progress() as show:
-        plan = search(
-            nested,
-            source.evaluate,
-            target=target,
-            method=method,
-            constraints=bounds,
-            seed=seed,
-            max_evaluations=evaluations,
-            progress=show,
-        )
-    plan = replace(plan, model=rebased(model, Path.cwd(), folder.absolute()))
-    point = choose(plan, None, bounds)
-    report = _write(plan, point, nested, source, folder)
+    with _made(folder):
+        with progress() as show, _kept(storage or folder / "search.db") as file:
+            plan = search(
+                nested,
+                source.evaluate,
+                target=target,
+                method=method,
+                constraints=bounds,
+                storage=file,
+                calibrate=source.calibration,
+                workers=int(workers) if workers.isdigit() else workers,
+                seed=seed,
+                max_evaluations=evaluations,
+                progress=show,
+            )
+        plan = replace(plan, model=rebased(model, Path.cwd(), folder.absolute()))
+        point = choose(plan, None, bounds)
+        report = _write(plan, point, nested, source, folder)
     result = PlanResult(model, plan, point, report, bounds, folder, _payoff(nested, target[0]))
     return result.document() if as_document else result.text()
 
@@ -134,7 +157,7 @@ def _write(
 
     slim = nested.extract(point.subnet, calibrate=source.calibration).eval()
     say("exporting and checking in onnxruntime ...")
-    with _made(folder), staging(folder) as stage:
+    with staging(folder) as stage:
         report = export(
             slim,
             stage / "slim.onnx",
@@ -147,6 +170,23 @@ def _write(
         publish_files(stage, [*names, "plan.json"], folder)
     files = tuple(folder / name for name in names)
     return replace(report, path=folder / "slim.onnx", files=files)
+
+
+@contextmanager
+def _kept(storage: Path) -> Generator[Path]:
+    """The file of scores: it stays when a search is interrupted, and goes if it holds nothing."""
+    new = not storage.exists()
+    try:
+        yield storage
+    except BaseException as error:
+        from nestify.explore.storage import stored_scores
+
+        if new and storage.exists() and not stored_scores(storage):
+            for suffix in ("", "-wal", "-shm"):
+                storage.with_name(storage.name + suffix).unlink(missing_ok=True)
+        elif isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"scores are kept in {storage}; to go on from them") from None
+        raise
 
 
 @contextmanager

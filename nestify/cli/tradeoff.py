@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nestify.cli.choice import rule
 from nestify.cli.common import as_json, table
+from nestify.constraints import split_key
 
 if TYPE_CHECKING:
     from nestify.analysis import Payoff
@@ -43,7 +44,7 @@ class PlanResult:
     @property
     def cost(self) -> str:
         """The cost of the front that is shown: the first constraint's, else MACs."""
-        return next(iter(self.bounds), "macs")
+        return split_key(next(iter(self.bounds), "macs"))[0]
 
     @property
     def full(self) -> PlanPoint:

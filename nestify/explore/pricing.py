@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,17 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from nestify.constraints import Value
 from nestify.cost import Cost
 from nestify.pareto import pareto
 from nestify.plans import PlanPoint
 from nestify.targets import Target
 
 if TYPE_CHECKING:
-    from nestify.explore.scoring import Progress
+    from nestify.explore.progress import Progress
+    from nestify.explore.storage import Storage
     from nestify.nested import NestedModel
     from nestify.space import Subnet
 
 MEASURED_POINTS = 24
+_MACHINE = f"{platform.node()} ({platform.machine()})"  # latencies are of this machine only
 
 
 class Pricer:
@@ -35,11 +39,13 @@ class Pricer:
         nested: NestedModel,
         targets: Mapping[str, Target],
         convention: str,
+        storage: Storage | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._nested = nested
         self._targets = targets
         self._convention = convention
+        self._storage = storage
         self._progress = progress
         self._latency: dict[tuple[Subnet, str], float] = {}
         self._kept: list[Subnet] = []
@@ -49,15 +55,22 @@ class Pricer:
         table = self._nested.estimate(list(subnets), convention=self._convention)
         return [table.row(i) for i in range(len(subnets))]
 
-    def macs(self, subnets: Sequence[Subnet]) -> NDArray[np.int64]:
-        """Return the MACs of ``subnets``."""
-        return np.asarray(self._nested.estimate(list(subnets), convention=self._convention).macs)
+    def prices(self, subnets: Sequence[Subnet]) -> NDArray[np.float64]:
+        """Return what steps of a search are judged by: the MACs of ``subnets``."""
+        table = self._nested.estimate(list(subnets), convention=self._convention)
+        return np.asarray(table.macs, dtype=np.float64)
 
-    def cost(self, subnet: Subnet, with_latency: bool = False) -> Cost:
-        """Return what one subnet costs on the first target."""
+    def value(self, subnet: Subnet) -> Value:
+        """Return the costs of one subnet by name; latency is measured when it is asked for."""
         cost = self.costs([subnet])[0]
-        name = next(iter(self._targets))
-        return replace(cost, latency_ms=self._measured(subnet, name)) if with_latency else cost
+        first = next(iter(self._targets))
+
+        def of(name: str, target: str | None) -> float | None:
+            if name == "latency_ms":
+                return self._measured(subnet, target or first)
+            return getattr(cost, name)
+
+        return of
 
     def keep(self, subnet: Subnet) -> None:
         """See to it that `points` measures ``subnet``."""
@@ -72,7 +85,7 @@ class Pricer:
             for name in self._targets:
                 self._measured(subnet, name)
             if self._progress is not None:
-                self._progress("measuring latency", i + 1, len(chosen))
+                self._progress("measuring latency", i + 1, len(chosen), "")
         first = next(iter(self._targets))
         return tuple(
             PlanPoint(subnet, scores[subnet], self._by_target(subnet, cost), first)
@@ -87,12 +100,28 @@ class Pricer:
 
     def _measured(self, subnet: Subnet, target: str) -> float:
         known = self._latency.get((subnet, target))
-        if known is not None:
-            return known
+        if known is None and self._storage is not None:
+            known = self._storage.latency_ms(subnet, f"{target} of {_MACHINE}")
+        if known is None:
+            known = self._timed(subnet, target)
+        self._latency[subnet, target] = known
+        return known
+
+    def _timed(self, subnet: Subnet, target: str) -> float:
         slim = self._nested.extract(subnet, verify=False).eval()
         inputs, kwargs = self._nested.example_inputs, self._nested.example_kwargs
-        self._latency[subnet, target] = self._targets[target].measure(slim, inputs, kwargs)
-        return self._latency[subnet, target]
+        latency_ms = self._targets[target].measure(slim, inputs, kwargs)
+        if self._storage is not None:
+            self._storage.add_latency_ms(subnet, f"{target} of {_MACHINE}", latency_ms)
+        return latency_ms
+
+    def front(self, scores: Mapping[Subnet, float], most: int) -> list[Subnet]:
+        """Return points of the front of score and MACs, thinned evenly, and the cheapest subnet."""
+        subnets = list(scores)
+        prices = self.prices(subnets)
+        front = pareto([float(price) for price in prices], list(scores.values()))
+        thinned = _thinned(front, most)
+        return [subnets[i] for i in dict.fromkeys([int(prices.argmin()), *thinned])]
 
     def _worth_timing(
         self, subnets: Sequence[Subnet], scores: Sequence[float], costs: Sequence[Cost]
@@ -101,8 +130,12 @@ class Pricer:
         for name in ("macs", "params", "size_bytes", "activation_bytes"):
             front |= set(pareto([getattr(c, name) for c in costs], scores))
         by_macs = sorted(front, key=lambda i: costs[i].macs)
-        count = min(len(by_macs), MEASURED_POINTS)
-        picked = {by_macs[round(k)] for k in np.linspace(0, len(by_macs) - 1, count)}
+        picked = set(_thinned(by_macs, MEASURED_POINTS))
         extremes = {0, min(range(len(costs)), key=lambda i: costs[i].macs)}
         kept = [s for s in self._kept if s in set(subnets)]
         return list(dict.fromkeys([*(subnets[i] for i in sorted(picked | extremes)), *kept]))
+
+
+def _thinned(indices: Sequence[int], most: int) -> list[int]:
+    places = np.linspace(0, len(indices) - 1, min(len(indices), most))
+    return [indices[round(float(k))] for k in places]

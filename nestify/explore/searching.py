@@ -1,72 +1,90 @@
-"""Search: choose subnets, score them, and put what they cost beside it.
+"""Search: a method chooses subnets, they are scored and stored, and become the points of a plan.
 
-Greedy walks from the largest subnet to the smallest; "uniform" takes the same share of every unit;
-"random" draws. Whatever the method, every scored subnet becomes a point of the plan, the largest
-and the smallest are among them, and points are placed just inside each set of constraints. Storing
-a search so that it can be resumed is not done here.
+Whatever the method, every subnet that was scored on all the data is a point, the largest and the
+smallest are among them, and points are placed just inside each set of constraints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from nestify.constraints import check_constraints, infeasible_message, meets
+from nestify.constraints import check_constraints, excess, infeasible_message, meets
 from nestify.errors import InfeasibleError, UsageError
-from nestify.explore import greedy
+from nestify.explore.evaluators import Evaluator
+from nestify.explore.executors import executor
 from nestify.explore.fidelity import fidelity
+from nestify.explore.ledger import Ledger
+from nestify.explore.methods import parse_method
+from nestify.explore.methods.steps import between
 from nestify.explore.pricing import Pricer
-from nestify.explore.scoring import Ledger, Progress
-from nestify.explore.steps import between
+from nestify.explore.progress import Progress, front_note
+from nestify.explore.rounds import Method, Problem, Round
+from nestify.explore.storage import Storage
 from nestify.fingerprints import fingerprint
 from nestify.plans import Plan
 from nestify.targets import load_target
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from nestify.nested import NestedModel
-    from nestify.space import Subnet
 
-METHODS = ("greedy", "uniform", "random")
-MAX_EVALUATIONS = 64
+MAX_EVALUATIONS = 256
+REUSE_BYTES = 1 << 30
+_NEAR = 2  # subnets that are scored just inside the constraints, kept back from the method
+_NOTE_S = 0.5  # between two looks at the front
+_TIMED = 12  # of the front, where a constraint is on a latency that has to be measured
 
 
 def search(
     nested: NestedModel,
-    evaluate: Callable[[nn.Module], float] | None = None,
+    evaluate: Callable[..., Any] | None = None,
     *,
     target: str | Sequence[str] = ("cpu",),
-    method: str = "greedy",
+    method: str = "fn3",
     constraints: Mapping[str, float] | None = None,
+    storage: str | os.PathLike[str] | None = None,
+    batches: Iterable[Any] | None = None,
+    calibrate: Iterable[Any] | None = None,
+    workers: int | str = 1,
     seed: int = 0,
-    max_evaluations: int = MAX_EVALUATIONS,
+    max_evaluations: int | None = MAX_EVALUATIONS,
     convention: str = "torch",
+    evaluator: str | None = None,
+    reuse_bytes: int = REUSE_BYTES,
     progress: Progress | None = None,
 ) -> Plan:
-    """Search the space of ``nested`` and return every scored point as a plan.
+    """Search the space of ``nested`` and return every scored point as a plan (FN3, section 4).
 
     Example:
         >>> nested = nestify.transform(model, "fn3-channel", example_inputs=(x,))
-        >>> plan = search(nested, evaluate, constraints={"macs": 50e6})
+        >>> plan = search(nested, evaluate, constraints={"macs": 50e6}, storage="search.db")
         >>> plan.best(macs=50e6).subnet
 
     Args:
         nested: what to search.
         evaluate: ``evaluate(model) -> float``, higher is better; called with ``nested`` in eval
-            mode under
-            one subnet at a time. None: fidelity to the full model on the example inputs.
+            mode under one subnet at a time. With ``batches``, ``evaluate(model, batch)`` gives the
+            score of each sample, and subnets that are clearly behind are stopped early. None:
+            fidelity to the full model on the example inputs.
         target: the target or targets to give costs for.
-        method: ``"greedy"``, ``"uniform"`` or ``"random"``.
-        constraints: bounds that the plan should have points near, as for `Plan.best` on the first
-            target.
+        method: ``fn3``, ``algorithm1`` (FN3's, to the letter), ``greedy``, ``evolution``,
+            ``random`` or ``uniform``, with options in braces.
+        constraints: bounds that the plan should have points near, as for `Plan.best`.
+        storage: a SQLite file that keeps every score: a search that was killed goes on from it,
+            and nothing is evaluated twice.
+        batches: the data of an ``evaluate`` of two arguments; a list, or what fits in memory.
+        calibrate: batches of inputs from which each subnet's BatchNorm statistics are
+            re-estimated before it is scored.
+        workers: how many processes evaluate; ``"ray"`` or ``"ray:N"`` for a Ray cluster.
         seed: for what is drawn.
-        max_evaluations: how many subnets are scored at most.
+        max_evaluations: how many subnets are scored at most; None for as many as the method wants.
         convention: how MACs are counted.
-        progress: called as ``progress(stage, done, total)``.
+        evaluator: names ``evaluate`` and its data in ``storage``, in place of a hash of both.
+        reuse_bytes: memory for activations that subnets share.
+        progress: called as ``progress(stage, done, total, note)``.
 
     Returns:
         The plan.
@@ -75,109 +93,147 @@ def search(
         UsageError: an unknown method, target or cost; an evaluate that returns no finite number.
         InfeasibleError: even the smallest subnet misses a constraint.
         CaptureError: evaluate failed; the message shows its line.
+        ArtifactError: the storage is not a search's.
     """
     targets = (target,) if isinstance(target, str) else tuple(target)
     bounds = dict(constraints or {})
-    _check(targets, method, bounds, max_evaluations)
+    _check(targets, bounds, max_evaluations, evaluate, batches)
+    chosen = parse_method(method)
     if not nested.space.units and nested.graph.original is None:
         raise UsageError(
             f"no dim of the model is elastic under {nested.recipe!r}: there is nothing to search; "
             "`nestify inspect` shows why"
         )
-    was_training = nested.training
-    nested.eval()
-    try:
-        pricer = Pricer(nested, {name: load_target(name) for name in targets}, convention, progress)
-        _check_feasible(nested, pricer, bounds)
+    with _evaluating(nested), ExitStack() as stack:
         scored = evaluate or fidelity(nested, nested.example_inputs, nested.example_kwargs)
-        ledger = Ledger(nested, scored, max_evaluations, progress)
-        if nested.space.units:
-            path = _walk(method, ledger, pricer, seed, reserve=2 if bounds else 1)
-        else:  # a recipe that only rewrites: a family of one
-            path = [nested.space.largest()]
-            ledger.score(path[0])
-        if bounds:
-            _near(path, ledger, pricer, bounds)
+        judge = Evaluator(
+            nested, scored, batches, calibrate, name=evaluator, reuse_bytes=reuse_bytes
+        )
+        prints = fingerprint(nested)
+        file = None
+        if storage is not None:
+            key = f"{prints.structure}:{prints.weights}"
+            file = stack.enter_context(Storage(storage, model=key, evaluator=judge.fingerprint))
+        known = {name: load_target(name) for name in targets}
+        pricer = Pricer(nested, known, convention, file, progress)
+        _check_feasible(nested, pricer, bounds)
+        runner = executor(judge, workers)
+        stack.callback(runner.close)
+        ledger = Ledger(runner, judge.parts, file, max_evaluations)
+        if progress is not None:
+            ledger.told = _teller(progress, ledger, pricer, max_evaluations)
+        _explore(nested, chosen, ledger, pricer, seed, bounds)
         points = pricer.points(ledger.scores)
-    finally:
-        nested.train(was_training)
     return Plan(
         model=None,
-        fingerprint=fingerprint(nested),
+        fingerprint=prints,
         recipe=nested.recipe,
         targets=targets,
         convention=convention,
         scoring="fidelity" if evaluate is None else "evaluate",
+        evaluator=judge.fingerprint,
         method=method,
         seed=seed,
         points=points,
     )
 
 
+@contextmanager
+def _evaluating(nested: NestedModel) -> Generator[None]:
+    was_training = nested.training
+    nested.eval()
+    try:
+        yield
+    finally:
+        nested.train(was_training)
+
+
 def _check(
-    targets: Sequence[str], method: str, bounds: Mapping[str, float], max_evaluations: int
+    targets: Sequence[str],
+    bounds: Mapping[str, float],
+    max_evaluations: int | None,
+    evaluate: object,
+    batches: object,
 ) -> None:
     if not targets or len(set(targets)) < len(targets):
         raise UsageError(f"targets must be one or more distinct names, not {list(targets)}")
     for name in targets:
         load_target(name)
-    if method not in METHODS:
-        raise UsageError(f"unknown method {method!r}: the methods are {', '.join(METHODS)}")
-    if max_evaluations < 3:
+    if max_evaluations is not None and max_evaluations < 3:
         raise UsageError(f"max_evaluations must be at least 3, not {max_evaluations}")
-    check_constraints(bounds)
+    if batches is not None and evaluate is None:
+        raise UsageError("batches= are for an evaluate(model, batch); there is no evaluate")
+    check_constraints(bounds, targets)
 
 
 def _check_feasible(nested: NestedModel, pricer: Pricer, bounds: Mapping[str, float]) -> None:
     """Fail before anything is scored where even the smallest subnet is too large."""
-    smallest = pricer.cost(nested.space.smallest(), with_latency="latency_ms" in bounds)
+    smallest = pricer.value(nested.space.smallest())
     if not meets(smallest, bounds):
         raise InfeasibleError(infeasible_message([smallest], bounds))
 
 
-def _walk(method: str, ledger: Ledger, pricer: Pricer, seed: int, reserve: int) -> list[Subnet]:
-    """Score subnets by ``method``; return a path of them from the largest to the smallest."""
-    space = ledger.nested.space
-    ledger.score(space.largest())
-    if method == "greedy":
-        path = greedy.walk(ledger, pricer.macs, reserve)
-    elif method == "uniform":
-        count = min(ledger.left - reserve, 32)
-        path = [space.largest(), *(space.at(share) for share in np.linspace(1, 0, count + 2)[1:-1])]
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        path = [space.largest()]
-        for _ in range(ledger.left - reserve):
-            ledger.score(space.sample(generator))
-    path.append(space.smallest())
-    for subnet in path:
-        ledger.score(subnet)
-    return path
-
-
-def _near(
-    path: Sequence[Subnet], ledger: Ledger, pricer: Pricer, bounds: Mapping[str, float]
+def _explore(
+    nested: NestedModel,
+    method: Method,
+    ledger: Ledger,
+    pricer: Pricer,
+    seed: int,
+    bounds: Mapping[str, float],
 ) -> None:
-    """Score the largest subnet that meets ``bounds`` on the way between two points of ``path``.
+    """Answer the method's rounds; then the smallest subnet, and those just inside the bounds."""
+    space = nested.space
+    reserve = 1 + (_NEAR if bounds else 0)
+    problem = Problem(space, pricer.prices, seed, lambda: max(0, ledger.left - reserve))
+    if space.units:
+        rounds = method.rounds(problem)
+        try:
+            asked = next(rounds)
+            while True:
+                fits = max(1, problem.left)  # the largest subnet is scored in any case
+                asked = rounds.send(ledger.ask(asked, most=fits))
+        except StopIteration:
+            pass
+    ledger.ask(Round([space.largest(), space.smallest()]))
+    for _ in range(_NEAR if bounds else 0):
+        _near(nested, ledger, pricer, bounds)
 
-    Sizes only fall along the path, and so do costs: the first point that meets the bounds and the
-    one before it bracket the limit, which bisection finds without scoring anything.
+
+def _near(nested: NestedModel, ledger: Ledger, pricer: Pricer, bounds: Mapping[str, float]) -> None:
+    """Score the largest subnet within ``bounds`` between the best point inside and one outside.
+
+    Of the points outside it is the one that misses by least. Bisection finds a subnet where the
+    bounds are just met, without scoring anything.
     """
-    space = ledger.nested.space
-    latency = "latency_ms" in bounds
-
-    def feasible(subnet: Subnet) -> bool:
-        return meets(pricer.cost(subnet, with_latency=latency), bounds)
-
-    inside = next(i for i, subnet in enumerate(path) if feasible(subnet))  # the smallest does
-    if not inside:
+    slow = any(key.startswith("latency_ms") for key in bounds)
+    considered = pricer.front(ledger.scores, _TIMED) if slow else list(ledger.scores)
+    values = {subnet: pricer.value(subnet) for subnet in considered}
+    inside = {s: ledger.scores[s] for s, value in values.items() if meets(value, bounds)}
+    outside = {s: excess(value, bounds) for s, value in values.items() if s not in inside}
+    if not outside:
         return  # the largest subnet meets everything
-    low, high = path[inside], path[inside - 1]
+    low = max(inside, key=inside.__getitem__)
+    high = min(outside, key=outside.__getitem__)
     share, width = 0.0, 1.0
-    for _ in range(5 if latency else 12):
+    for _ in range(5 if slow else 12):
         width /= 2
-        if feasible(between(space, low, high, share + width)):
+        there = between(nested.space, low, high, share + width)
+        if meets(pricer.value(there), bounds):
             share += width
-    found = between(space, low, high, share)
+    found = between(nested.space, low, high, share)
     pricer.keep(found)
-    ledger.score(found)
+    ledger.ask(Round([found]))
+
+
+def _teller(
+    progress: Progress, ledger: Ledger, pricer: Pricer, limit: int | None
+) -> Callable[[int], None]:
+    note, due = "", 0.0
+
+    def told(begun: int) -> None:
+        nonlocal note, due
+        if time.monotonic() >= due:
+            note, due = front_note(ledger.scores, pricer.prices), time.monotonic() + _NOTE_S
+        progress("scoring subnets", begun, limit or 0, note)
+
+    return told

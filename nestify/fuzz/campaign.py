@@ -6,8 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +16,7 @@ from typing import Any
 
 from nestify.errors import ArtifactError, VerificationError
 from nestify.fuzz.chunks import Settings, Tally, run_chunk
+from nestify.processes import end_with_parent
 
 __all__ = ["CHUNK", "campaign", "code_hash"]
 
@@ -75,7 +74,7 @@ def _results(
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        jobs, spawn, _end_with_parent, (os.getpid(),), max_tasks_per_child=_TASKS
+        jobs, spawn, end_with_parent, (os.getpid(),), max_tasks_per_child=_TASKS
     ) as pool:
         waiting = iter(chunks.items())
         running: dict[Future[Tally], int] = {}
@@ -105,17 +104,6 @@ def _died(chunks: Mapping[int, range], starts: Iterable[int]) -> VerificationErr
     return VerificationError(
         f"a worker died on one of the models {running}: run them alone (--only INDEX) to see which"
     )
-
-
-def _end_with_parent(parent: int) -> None:
-    """Leave no worker behind where the campaign is killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stored(storage: Path, settings: Settings) -> dict[int, Tally]:

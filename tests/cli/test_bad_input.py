@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nestify.explore.storage import stored_scores
 from tests.cli.conftest import ENV, MODEL, Result, Run, nestify_after
 
 RETURNS_NOTHING = MODEL + (
@@ -36,7 +37,7 @@ def files(folder: Path) -> set[str]:
         (MODEL, ["--target", "gpu"], 2, "unknown target 'gpu': the targets are cpu"),
         (MODEL, ["--constraint", "latency=5"], 2, "did you mean 'latency_ms'?"),
         (MODEL, ["--constraint", "latency_ms"], 2, "is not NAME=NUMBER"),
-        (MODEL, ["--method", "magic"], 2, "the methods are greedy, uniform, random"),
+        (MODEL, ["--method", "magic"], 2, "the methods are fn3, algorithm1, greedy"),
         (MODEL, ["--out", "model.py"], 2, "--out 'model.py' is a file"),
         (MODEL, ["--out", "model.py/x"], 2, "is not a writable folder"),
         ("x = 1\n", [], 2, "model.py defines no 'model'"),
@@ -66,8 +67,8 @@ def test_a_missing_file_is_wrong_usage(run: Run) -> None:
         assert result.error == "error: model file 'absent.py' does not exist"
 
 
-def test_a_failed_export_leaves_nothing(folder: Path) -> None:
-    """The export is the last step: when it fails, neither the folder nor its parents stay."""
+def test_a_failed_export_leaves_the_scores_alone(folder: Path) -> None:
+    """The export is the last step: when it fails, what was scored before stays, nothing else."""
     change = (
         "import nestify.emit\n"
         "from nestify.errors import VerificationError\n"
@@ -81,16 +82,16 @@ def test_a_failed_export_leaves_nothing(folder: Path) -> None:
     result = nestify_after(folder, change, *args)
     assert result.code == 4, result.stderr
     assert result.error == "error: onnxruntime differs"
-    assert files(folder) == before
+    assert files(folder) - before == {"new", "new/deep", "new/deep/search.db"}
 
 
-def test_an_interrupt_ends_with_130_and_the_command_to_repeat(folder: Path) -> None:
+def test_an_interrupt_ends_with_130_and_the_command_goes_on(folder: Path) -> None:
     (folder / "model.py").write_text(
         MODEL + "def evaluate(model):\n    import time; time.sleep(0.2); return 1.0\n"
     )
-    before = files(folder)
+    command = ["plan", "model.py", "--out", "here", "--evaluations", "12"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "nestify.cli", "plan", "model.py", "--out", "here"],
+        [sys.executable, "-m", "nestify.cli", *command],
         cwd=folder,
         env=ENV,
         stdout=subprocess.PIPE,
@@ -101,15 +102,19 @@ def test_an_interrupt_ends_with_130_and_the_command_to_repeat(folder: Path) -> N
     for line in process.stderr:
         if "scoring" in line:
             break
-    time.sleep(0.3)
+    time.sleep(0.7)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stdout == ""
     assert "Traceback" not in stderr
-    assert "nothing was written" in stderr
+    assert f"scores are kept in {Path('here/search.db')}; to go on" in stderr
     assert "nestify plan model.py --out here" in stderr
-    assert files(folder) == before
+    assert sorted(path.name for path in (folder / "here").iterdir()) == ["search.db"]
+    known = stored_scores(folder / "here" / "search.db")
+    assert known >= 1
+    assert nestify_after(folder, "", *command).code == 0
+    assert stored_scores(folder / "here" / "search.db") <= 12, "no subnet was scored twice"
 
 
 def test_debug_shows_the_traceback(run: Run) -> None:

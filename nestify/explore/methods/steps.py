@@ -6,7 +6,7 @@ Pure arithmetic over units; nothing here runs a model.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 from nestify.space import SearchSpace, Subnet, Unit
@@ -36,8 +36,18 @@ def nearest(legal: Sequence[int], wanted: float) -> int:
     return high if high - wanted <= wanted - low else low
 
 
-def shrunk(unit: Unit, size: int) -> int:
-    """Return ``size`` one step down: an eighth of the unit, and at least one choice.
+def fewer(unit: Unit, size: int, count: int) -> int:
+    """Return the legal size at least ``count`` below ``size``, or else the smallest.
+
+    Example:
+        >>> fewer(Unit("paths", "path", size=8), 8, 1)
+        7
+    """
+    return choices(unit)[max(0, bisect_right(choices(unit), size - count) - 1)]
+
+
+def shrunk(unit: Unit, size: int, share: float = STEP_SHARE) -> int:
+    """Return ``size`` one step down: a share of the unit, and at least one choice.
 
     Example:
         >>> shrunk(Unit("conv1", "channel", size=64, minimum=8, step=8), 64)
@@ -45,12 +55,14 @@ def shrunk(unit: Unit, size: int) -> int:
     """
     legal = choices(unit)
     smaller = legal[: bisect_left(legal, size)]
-    return nearest(smaller, size - STEP_SHARE * unit.size) if smaller else size
+    return nearest(smaller, size - share * unit.size) if smaller else size
 
 
-def step_down(subnet: Subnet, units: Iterable[Unit]) -> Subnet:
-    """Return ``subnet`` with each of ``units`` one step smaller."""
-    return subnet_with(subnet, {unit.name: shrunk(unit, subnet[unit.name]) for unit in units})
+def grown(unit: Unit, size: int, share: float = STEP_SHARE) -> int:
+    """Return ``size`` one step up: a share of the unit, and at least one choice."""
+    legal = choices(unit)
+    larger = legal[bisect_right(legal, size) :]
+    return nearest(larger, size + share * unit.size) if larger else size
 
 
 def scaled(space: SearchSpace, subnet: Subnet, share: float) -> Subnet:

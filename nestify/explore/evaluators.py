@@ -1,0 +1,145 @@
+"""Evaluators: the user's function on one subnet, whole or batch by batch.
+
+``evaluate(model) -> float`` scores a subnet in one part. ``evaluate(model, batch)`` gives the score
+of each sample of a batch, so that its parts are the batches and a race may stop early; the score of
+the subnet is the mean over all samples. BatchNorm statistics are re-estimated first where
+calibration batches are given.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nestify.errors import UsageError
+from nestify.explore.codeprints import codeprint
+from nestify.usercode import kind_of, user_code
+
+if TYPE_CHECKING:
+    from nestify.nested import NestedModel
+    from nestify.space import Subnet
+
+__all__ = ["Evaluator", "Samples"]
+
+Samples = NDArray[np.float64]
+
+
+class Evaluator:
+    """Scores subnets of ``nested`` by the user's function.
+
+    >>> evaluator = Evaluator(nested, lambda model: accuracy(model))
+    >>> evaluator.run(nested.space.largest(), 0)
+    array([0.93])
+
+    Args:
+        nested: what is scored.
+        function: ``evaluate(model) -> float``, or with ``batches`` ``evaluate(model, batch)``.
+        batches: the data of a function of two arguments.
+        calibrate: batches from which each subnet's BatchNorm statistics are re-estimated.
+        name: stands in for a hash of the function and its data, to know stored scores again.
+        reuse_bytes: how much memory may hold activations that subnets share; 0 for none.
+    """
+
+    def __init__(
+        self,
+        nested: NestedModel,
+        function: Callable[..., Any],
+        batches: Iterable[Any] | None = None,
+        calibrate: Iterable[Any] | None = None,
+        *,
+        name: str | None = None,
+        reuse_bytes: int = 0,
+    ) -> None:
+        self.nested = nested
+        self.function = function
+        self.batches = None if batches is None else _held(batches, "batches")
+        self.calibrate = None if calibrate is None else _held(calibrate, "calibrate")
+        self.name = name
+        self.reuse_bytes = reuse_bytes
+
+    @property
+    def parts(self) -> int:
+        """In how many parts a subnet is scored."""
+        return 1 if self.batches is None else len(self.batches)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells stored scores of this function on these data from others."""
+        judged = self.name if self.name is not None else codeprint((self.function, self.batches))
+        return codeprint((judged, self.calibrate, getattr(self.nested, "scaling", "none")))
+
+    def reusing(self) -> AbstractContextManager[Any]:
+        """A context in which subnets that begin alike share activations."""
+        if not self.reuse_bytes:
+            return nullcontext()
+        return self.nested.reusing(limit_bytes=self.reuse_bytes)
+
+    def timed(self, subnet: Mapping[str, int], part: int) -> tuple[Samples, float]:
+        """`run`, and the seconds that it took."""
+        start = time.perf_counter()
+        samples = self.run(self.nested.space.complete(subnet), part)
+        return samples, time.perf_counter() - start
+
+    def run(self, subnet: Subnet, part: int) -> Samples:
+        """The scores of one part: of each sample of a batch, or of the subnet as a whole.
+
+        Raises:
+            UsageError: the function gives no finite number, or not one for each sample.
+            CaptureError: the function failed; the message shows its line.
+        """
+        if self.calibrate is not None and not self.nested.is_calibrated(subnet):
+            self.nested.calibrate(subnet, self.calibrate)
+        self.nested.eval()  # a function may have left it in training mode
+        with self.nested.activate(subnet):
+            if self.batches is None:
+                with user_code("evaluate(model)"):
+                    value = self.function(self.nested)
+                return np.array([_number(value)])
+            with user_code("evaluate(model, batch)"):
+                values = self.function(self.nested, self.batches[part])
+        return _samples(values)
+
+
+def _held(batches: Iterable[Any], name: str) -> Sequence[Any]:
+    held = batches if isinstance(batches, list | tuple) else list(batches)
+    if not held:
+        raise UsageError(f"{name}= holds no batch; pass at least one")
+    return held
+
+
+def _number(value: object) -> float:
+    try:
+        score = float(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        raise UsageError(f"evaluate(model) must return a number, not {kind_of(value)}") from None
+    if not math.isfinite(score):
+        raise UsageError(f"evaluate(model) must return a finite number, not {score}")
+    return score
+
+
+def _samples(values: Any) -> Samples:
+    """The scores of a batch, one a sample."""
+    what = "evaluate(model, batch) must return the score of each sample"
+    try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu().double().numpy()
+        found = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UsageError(f"{what}, not {kind_of(values)}") from None
+    if found.ndim != 1 or not len(found):
+        raise UsageError(
+            f"{what}, a tensor of one dim; got shape {found.shape}. A function of the model alone "
+            "takes no batches="
+        )
+    if not np.isfinite(found).all():
+        raise UsageError(
+            f"{what}, finite numbers; sample {int(np.isfinite(found).argmin())} is not"
+        )
+    return found

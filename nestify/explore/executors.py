@@ -1,0 +1,208 @@
+"""Where evaluations run: in this process, in several, or on the machines of a Ray cluster.
+
+All give the same scores for the same seed: a method waits for its whole round, so the order in
+which evaluations end decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+
+from nestify.errors import UsageError
+from nestify.processes import end_with_parent
+
+if TYPE_CHECKING:
+    from nestify.explore.evaluators import Evaluator, Samples
+    from nestify.space import Subnet
+
+__all__ = ["Executor", "Result", "Task", "executor"]
+
+
+class Task(NamedTuple):
+    """One part of the data for one subnet."""
+
+    subnet: Subnet
+    part: int
+
+
+class Result(NamedTuple):
+    """What a task gave, and how long it took."""
+
+    task: Task
+    samples: Samples
+    seconds: float
+
+
+class Executor(Protocol):
+    """Runs tasks; yields each result as soon as it is there, in any order."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Result]:
+        """Run ``tasks``."""
+        ...
+
+    def close(self) -> None:
+        """End what was started."""
+        ...
+
+
+def executor(evaluator: Evaluator, workers: int | str) -> Executor:
+    """An executor of ``workers``: 1 is this process, more are processes, ``"ray:N"`` is Ray.
+
+    Raises:
+        UsageError: no such kind of workers, or Ray is not installed.
+    """
+    if isinstance(workers, str):
+        kind, _, count = workers.partition(":")
+        if kind == "ray" and (not count or (count.isdigit() and int(count))):
+            return _Ray(evaluator, int(count) if count else None)
+    elif workers == 1:
+        return _Here(evaluator)
+    elif workers > 1:
+        return _Processes(evaluator, workers)
+    raise UsageError(f"workers must be a number from 1 on, 'ray' or 'ray:N', not {workers!r}")
+
+
+def _threads(workers: int) -> int:
+    return max(1, torch.get_num_threads() // workers)
+
+
+class _Here:
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._stack = ExitStack()
+        self._stack.enter_context(evaluator.reusing())
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Result]:
+        for task in tasks:
+            yield Result(task, *self._evaluator.timed(*task))
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class _Processes:
+    """Processes of one machine, each with a copy of the model; started by the first task."""
+
+    def __init__(self, evaluator: Evaluator, workers: int) -> None:
+        self._evaluator, self._workers = evaluator, workers
+        self._pool: Any = None
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Result]:
+        if self._pool is None:
+            from loky import ProcessPoolExecutor
+
+            from nestify.explore.shipping import pack
+
+            begin = partial(_begin, os.getpid(), pack(self._evaluator), _threads(self._workers))
+            self._pool = ProcessPoolExecutor(self._workers, initializer=begin)
+        futures = {self._pool.submit(_evaluate, dict(t.subnet), t.part): t for t in tasks}
+        try:
+            for future in as_completed(futures):
+                yield Result(futures[future], *future.result())
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, kill_workers=True)
+
+
+_worker: Any = None
+
+
+def _begin(parent: int, packed: bytes, threads: int) -> None:
+    """Make the worker of this process."""
+    global _worker
+    end_with_parent(parent)
+    from nestify.explore.shipping import Worker
+
+    _worker = Worker(packed, threads)
+
+
+def _evaluate(subnet: dict[str, int], part: int) -> Any:
+    return _worker.run(_subnet(subnet), part)
+
+
+def _subnet(sizes: dict[str, int]) -> Subnet:
+    from nestify.space import Subnet
+
+    return Subnet(sizes)
+
+
+class _Ray:
+    """Actors of a Ray cluster: the one that ``ray start`` made, or one on this machine."""
+
+    def __init__(self, evaluator: Evaluator, workers: int | None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UsageError("workers='ray' needs Ray: pip install nestify[ray]") from None
+        self._ray: Any = ray
+        self._mine = not ray.is_initialized()
+        if self._mine:
+            _connect(ray)
+        self._evaluator = evaluator
+        self._count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._actors: list[Any] = []
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Result]:
+        if not self._actors:
+            self._start()
+        waiting = iter(tasks)
+        running: dict[Any, tuple[Any, Task]] = {}
+
+        def give(actor: Any) -> None:
+            task = next(waiting, None)
+            if task is not None:
+                running[actor.run.remote(dict(task.subnet), task.part)] = (actor, task)
+
+        for actor in self._actors:
+            give(actor)
+        while running:
+            (ready, *_), _ = self._ray.wait(list(running), num_returns=1)
+            actor, task = running.pop(ready)
+            samples, seconds = self._ray.get(ready)
+            yield Result(task, samples, seconds)
+            give(actor)
+
+    def _start(self) -> None:
+        from nestify.explore.shipping import pack
+
+        threads = 1 if self._count > 1 else torch.get_num_threads()
+        packed = self._ray.put(pack(self._evaluator))
+        make: Callable[..., Any] = self._ray.remote(num_cpus=threads)(_Actor).remote
+        self._actors = [make(packed, threads) for _ in range(self._count)]
+
+    def close(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._mine:
+            self._ray.shutdown()
+
+
+class _Actor:
+    """A worker as a Ray actor."""
+
+    def __init__(self, packed: bytes, threads: int) -> None:
+        from nestify.explore.shipping import Worker
+
+        self._worker = Worker(packed, threads)
+
+    def run(self, subnet: dict[str, int], part: int) -> Any:
+        return self._worker.run(_subnet(subnet), part)
+
+
+def _connect(ray: Any) -> None:
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level="error")
+    except ConnectionError:  # no cluster runs here
+        ray.init(**quiet)

@@ -1,0 +1,127 @@
+"""The ledger of a search: what is known of each subnet, and how many more may be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nestify.explore.executors import Task
+from nestify.explore.racing import behind, stages
+from nestify.explore.rounds import Round, Scores
+
+if TYPE_CHECKING:
+    from nestify.explore.evaluators import Samples
+    from nestify.explore.executors import Executor
+    from nestify.explore.storage import Storage
+    from nestify.space import Subnet
+
+__all__ = ["Ledger"]
+
+Told = Callable[[int], None]
+
+
+class Ledger:
+    """Scores subnets, each once, until ``limit`` of them were begun.
+
+    >>> ledger = Ledger(executor, parts=1, storage=None, limit=64)
+    >>> ledger.ask(Round([nested.space.largest()])).values
+    [0.93]
+
+    Attributes:
+        scores: the score of every subnet that was scored on all the data, in the order of rounds.
+        begun: every subnet that was scored on some of them.
+        ran: how many parts were run, and not known before.
+        told: called after every part with the number of subnets that any is known of.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        parts: int,
+        storage: Storage | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.scores: dict[Subnet, float] = {}
+        self.begun: dict[Subnet, None] = {}
+        self.ran = 0
+        self.told: Told = lambda begun: None
+        self._executor, self._storage = executor, storage
+        self._stages = stages(parts)
+        self._limit = limit
+        self._known: dict[Task, Samples] = {}
+        self._touched: set[Subnet] = set()
+        self._total = 0  # samples in all, known once a subnet is scored whole
+
+    @property
+    def left(self) -> int:
+        """How many more subnets may be begun."""
+        return 1 << 40 if self._limit is None else self._limit - len(self.begun)
+
+    def ask(self, asked: Round, most: int | None = None) -> Scores:
+        """Score the subnets of a round, as far as the limit and ``most`` new ones allow."""
+        places: dict[Subnet, int] = {}
+        end = len(self.begun) + (self.left if most is None else min(most, self.left))
+        for i, subnet in enumerate(asked.subnets):
+            if subnet not in places and (subnet in self.begun or len(self.begun) < end):
+                self.begun[subnet] = None
+                places[subnet] = i
+        racing = list(places)
+        for stage in self._stages:
+            self._run([Task(subnet, part) for subnet in racing for part in stage])
+            racing = self._in_front(asked, racing, places, stage.stop)
+        for subnet in racing:
+            self._note(subnet)
+        values = [self._estimate(subnet) for subnet in asked.subnets]
+        return Scores(values, [subnet in self.scores for subnet in asked.subnets])
+
+    def _run(self, tasks: Sequence[Task]) -> None:
+        unknown = [task for task in tasks if not self._look_up(task)]
+        for result in self._executor.run(unknown):
+            if self._storage is not None:
+                self._storage.add(*result.task, result.samples, result.seconds)
+            self.ran += 1
+            self._learn(result.task, result.samples)
+
+    def _look_up(self, task: Task) -> bool:
+        if task not in self._known and self._storage is not None:
+            found = self._storage.samples(*task)
+            if found is not None:
+                self._learn(task, found)
+        return task in self._known
+
+    def _learn(self, task: Task, samples: Samples) -> None:
+        self._known[task] = samples
+        self._touched.add(task.subnet)
+        self.told(len(self._touched))
+
+    def _in_front(
+        self, asked: Round, racing: list[Subnet], places: dict[Subnet, int], seen: int
+    ) -> list[Subnet]:
+        """Those of ``racing`` that are not clearly behind after so many parts."""
+        if not asked.keep or not self._total or seen == self._stages[-1].stop:
+            return racing
+        samples = [self._samples(subnet, seen) for subnet in racing]
+        merits = [asked.merit(places[subnet]) for subnet in racing]
+        lost = behind(samples, merits, asked.keep, self._total)
+        return [subnet for i, subnet in enumerate(racing) if i not in lost]
+
+    def _samples(self, subnet: Subnet, parts: int) -> Samples:
+        return np.concatenate([self._known[Task(subnet, part)] for part in range(parts)])
+
+    def _note(self, subnet: Subnet) -> None:
+        if subnet not in self.scores:
+            samples = self._samples(subnet, self._stages[-1].stop)
+            self._total = len(samples)
+            self.scores[subnet] = float(samples.mean())
+
+    def _estimate(self, subnet: Subnet) -> float | None:
+        """The score, or that of the parts which were scored before the subnet was stopped."""
+        if subnet in self.scores:
+            return self.scores[subnet]
+        if subnet not in self.begun:
+            return None
+        known = (self._known.get(Task(subnet, part)) for part in range(self._stages[-1].stop))
+        there = [samples for samples in known if samples is not None]
+        return float(np.concatenate(there).mean()) if there else None
