@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import fx, nn
 
+from nestify.capture import source_line
 from nestify.errors import UsageError
+from nestify.rules import bind_arguments
 
-__all__ = ["inputs_of", "reestimate_batch_norm"]
+__all__ = ["BatchStatistics", "Moments", "inputs_of", "reestimate_batch_norm"]
 
+_NO_BATCH = "calibrate= holds no batch; pass at least one batch of inputs"
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -55,5 +60,68 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
             norm.momentum, norm.num_batches_tracked = momentum, counter
             norm.eval()
     if not count:
-        raise UsageError("calibrate= holds no batch; pass at least one batch of inputs")
+        raise UsageError(_NO_BATCH)
     return count
+
+
+class Moments(NamedTuple):
+    """Mean and variance of one batch at one call of a BatchNorm."""
+
+    node: fx.Node
+    mean: torch.Tensor
+    var: torch.Tensor
+
+
+class BatchStatistics:
+    """Averages statistics as :func:`reestimate_batch_norm` does, in passes over a captured graph.
+
+    ``paths`` gives the module of each call that has statistics to estimate. ``calls`` are to run in
+    place of those calls; ``batch`` holds what they found in the batch at hand.
+    """
+
+    def __init__(self, paths: Mapping[fx.Node, str]) -> None:
+        self._paths = paths
+        self.calls: dict[fx.Node, Callable[[list[Any]], torch.Tensor]] = {
+            node: partial(self._norm, node) for node in paths
+        }
+        self.batch: list[Moments] = []
+        self.batches = 0
+        self._averages: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def _norm(self, node: fx.Node, args: list[Any]) -> torch.Tensor:
+        x, weight, bias, mean, var, _, _, eps, _ = args
+        if x.numel() == x.shape[1]:
+            line = source_line(node)
+            raise UsageError(
+                f"BatchNorm {self._paths[node]!r}{f' at {line}' if line else ''} gets one value a "
+                f"channel in a calibration batch, {tuple(x.shape)}, which has no variance; pass "
+                "larger batches"
+            )
+        moments = Moments(node, mean.new_zeros(mean.shape), var.new_zeros(var.shape))
+        self.batch.append(moments)
+        return F.batch_norm(x, moments.mean, moments.var, weight, bias, True, 1.0, eps)
+
+    def close_batch(self) -> None:
+        """Add the statistics of a batch to the averages, in which all calls of a module count."""
+        for node, *found in self.batch:
+            path, bound = self._paths[node], bind_arguments(node)
+            count = self._counts[path] = self._counts.get(path, 0) + 1
+            for argument, value in zip(("running_mean", "running_var"), found, strict=True):
+                name = str(bound[argument].target)
+                if name in self._averages:
+                    self._averages[name].lerp_(value, 1.0 / count)
+                else:
+                    self._averages[name] = value.clone()
+        self.batch = []
+        self.batches += 1
+
+    def averages_of_batches(self) -> dict[str, torch.Tensor]:
+        """The averages by the names of the buffers.
+
+        Raises:
+            UsageError: there was no batch.
+        """
+        if not self.batches:
+            raise UsageError(_NO_BATCH)
+        return self._averages

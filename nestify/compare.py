@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["relative_distance", "relative_error"]
+__all__ = ["LIMITS", "relative_distance", "relative_error"]
+
+# Two orders of adding up the same numbers differ by less than this, relative to the largest output.
+LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def relative_error(a: Any, b: Any) -> float:

@@ -30,7 +30,7 @@ from nestify.slicing import Keep
 from nestify.spelling import Spelling
 from nestify.trees import children, put_tensor, tensors_of
 
-__all__ = ["emit", "module_tree"]
+__all__ = ["emit", "module_tree", "norm_paths"]
 
 
 Edit = Callable[[fx.Graph, nn.Module, Mapping[fx.Node, fx.Node]], None]
@@ -74,6 +74,19 @@ def module_tree(graph: Graph) -> nn.Module:
     )
     emitter.run()
     return emitter.modules.complete()
+
+
+def norm_paths(graph: Graph) -> dict[fx.Node, str]:
+    """The module of each batch norm call that is a BatchNorm in an extracted network."""
+    emitter = _Emitter(
+        graph, {name: tensor.to("meta") for name, tensor in graph.capture.tensors.items()}, Keep({})
+    )
+    emitter.run()
+    return {
+        node: str(made.target)
+        for node, made in emitter.new.items()
+        if made.op == "call_module" and op_name(node.target) == "batch_norm"
+    }
 
 
 class _Emitter:

@@ -26,6 +26,7 @@ from nestify.trees import tensors_of
 
 __all__ = [
     "has_own_switch",
+    "in_eval",
     "left_as_found",
     "mark_stochastic",
     "mode_readers",
@@ -84,6 +85,19 @@ def left_as_found(model: nn.Module) -> Generator[None]:
             for buffer, value in values:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def in_eval(model: nn.Module) -> Generator[None]:
+    """Put every module in eval for a block of code, and back in its own mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextlib.contextmanager

@@ -8,43 +8,43 @@ are used, so that ``nested(x)`` under a subnet equals ``extract(subnet)(x)``.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import fx, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
-from nestify.calibration import reestimate_batch_norm
-from nestify.compare import relative_error
+from nestify.calibration import BatchStatistics, inputs_of, reestimate_batch_norm
 from nestify.cost import Costs, Pricing
-from nestify.dims import Dim
+from nestify.cuts import Cuts
 from nestify.draws import Draws
-from nestify.errors import UsageError, VerificationError
+from nestify.errors import UsageError
 from nestify.extract import emit, module_tree
-from nestify.groups import Block, DimGroup, Graph
+from nestify.groups import DimGroup, Graph
+from nestify.keeping import columns_of, keep_of
 from nestify.masked import MaskedModel
-from nestify.modes import left_as_found, modes_in_training
-from nestify.original import as_original_class
+from nestify.modes import in_eval, modes_in_training
+from nestify.original import as_original_class as in_original_class
 from nestify.overlays import Overlays, SwitchableNorms
 from nestify.program import Program
-from nestify.running import Bound
-from nestify.slicing import Keep, check_positions
+from nestify.reuse import Reuse
+from nestify.running import Bound, Run
+from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
 from nestify.trees import find, tensors_of
+from nestify.verification import verify_extracted
 
 __all__ = ["NestedModel"]
 
 _CACHE = 64
 _SWITCH = "switchable_norms"
 _DRAWS = "_draws"  # the buffer by which DDP hands around what decides the draws
-# Two orders of adding up the same numbers differ by less than this, relative to the largest output.
-_LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 class NestedModel(nn.Module):
@@ -72,6 +72,7 @@ class NestedModel(nn.Module):
         self._active: Subnet | None = None
         self._programs: OrderedDict[tuple[Subnet, int, bool], Bound] = OrderedDict()
         self._program = Program(graph)
+        self._reuse: Reuse | None = None
         self._in_training = modes_in_training(graph.capture.model)
         tree = module_tree(graph)
         for registry in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
@@ -96,10 +97,16 @@ class NestedModel(nn.Module):
         """Set the mode; modules that the original's own ``train`` keeps in eval stay there."""
         super().train(mode)
         if mode:
-            self._overlays.forget()  # they hold for the weights as they were
+            self._forget()
         for path, trains in self._in_training.items():
             find(self, path).training = mode and trains
         return self
+
+    def _forget(self) -> None:
+        """Drop what holds for the weights as they were."""
+        self._overlays.forget()
+        if self._reuse is not None:
+            self._reuse.forget()
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -107,17 +114,33 @@ class NestedModel(nn.Module):
     @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]  # torch's own
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run a drawn subnet in training, the active one in eval, on inputs as the original's."""
-        captured = self.graph.capture
+        flat = self._flat(args, kwargs)
+        subnet = self.subnet_of_call(flat)
+        values = self._pass(subnet, flat)
+        return pytree.tree_unflatten(values, self.graph.capture.out_spec)
+
+    def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         flat, spec = pytree.tree_flatten((args, kwargs))
-        if spec != captured.in_spec:
+        if spec != self.graph.capture.in_spec:
             raise UsageError(
                 "inputs must have the structure of the example inputs, "
-                f"{captured.in_spec}; got {spec}"
+                f"{self.graph.capture.in_spec}; got {spec}"
             )
-        subnet = self.subnet_of_call(flat)
-        steps = self._bind(subnet, self._program.batch_size(flat))
-        values = self._program.run(self, steps, flat, self._own(subnet, self.training))
-        return pytree.tree_unflatten(values, captured.out_spec)
+        return flat
+
+    def _pass(
+        self, subnet: Subnet, flat: list[Any], norms: BatchStatistics | None = None
+    ) -> list[Any]:
+        """The flat outputs of ``subnet``; with ``norms`` on the statistics of this batch."""
+        bound = self._bind(subnet, self._program.batch_size(flat))
+        own = self._own(subnet, training=self.training, statistics=norms is None)
+        reuse = self._reuse
+        if reuse is not None and self._program.trains(self):
+            reuse.forget()  # norms write their statistics without a sign
+        elif reuse is not None:
+            tokens = self._overlays.tokens(subnet, self.switchable_norms, norms is None)
+            return reuse.run(self, bound, flat, own, tokens, norms)
+        return Run(self, bound, flat, own, {} if norms is None else norms.calls).finish()
 
     def subnet_of_call(self, inputs: Iterable[Any]) -> Subnet:
         """The subnet that a forward on these inputs runs: in training a new draw."""
@@ -150,9 +173,12 @@ class NestedModel(nn.Module):
         self._programs.move_to_end(key)
         return self._programs[key]
 
-    def _own(self, subnet: Subnet, training: bool) -> dict[str, torch.Tensor]:
+    def _own(
+        self, subnet: Subnet, *, training: bool = False, statistics: bool = True
+    ) -> dict[str, torch.Tensor]:
         """The tensors that ``subnet`` has of its own."""
-        return self._overlays.of(subnet, training, self.named_tensors, self.switchable_norms)
+        shared, switch = self.named_tensors, self.switchable_norms
+        return self._overlays.of(subnet, training, shared, switch, statistics)
 
     @property
     def unit_groups(self) -> dict[str, DimGroup]:
@@ -177,6 +203,7 @@ class NestedModel(nn.Module):
         tensors = dict(self.named_tensors())
         made = SwitchableNorms(self.graph, tensors, [self._chosen(s) for s in subnets])
         self._modules[_SWITCH] = made
+        self._forget()
         return made.train(self.training)
 
     def _chosen(self, subnet: Mapping[str, int] | float) -> Subnet:
@@ -207,7 +234,44 @@ class NestedModel(nn.Module):
 
         They are kept until training goes on; of many subnets, those of the latest 64.
         """
-        self.extract(subnet, calibrate=batches, verify=False)
+        whole = self.space.complete(subnet)
+        norms = BatchStatistics(self._program.norm_paths)
+        with in_eval(self), torch.no_grad():
+            for batch in batches:
+                self._pass(whole, self._flat(inputs_of(batch), {}), norms)
+                norms.close_batch()
+        full = dict(self.named_tensors()) | self._own(whole, statistics=False)
+        self._overlays.note(whole, self.keep(whole), full, norms.averages_of_batches())
+
+    @contextlib.contextmanager
+    def reusing(self, *, limit_bytes: int = 1 << 30) -> Generator[Reuse]:
+        """In a ``with`` block, evaluations on inputs that were seen start where they first differ.
+
+        Works in eval without gradients, for all calls and :meth:`calibrate`; results are the same
+        bit for bit. What is kept takes up to ``limit_bytes``. Tensors of the model that change are
+        noticed, but not what is written through ``.data`` or NumPy.
+
+        >>> import nestify
+        >>> pairs = [nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)]
+        >>> net = nn.Sequential(*pairs)
+        >>> nested = nestify.transform(net, "fn3-neuron", (torch.ones(1, 8),))
+        >>> with torch.no_grad(), nested.eval().reusing() as reuse:
+        ...     for size in (8, 6, 4):
+        ...         with nested.activate({"2.0": size}):
+        ...             _ = nested(torch.ones(5, 8))
+        >>> reuse.hits, reuse.misses
+        (2, 1)
+        """
+        before, self._reuse = self._reuse, Reuse(self._cuts, limit_bytes)
+        try:
+            yield self._reuse
+        finally:
+            self._reuse.forget()
+            self._reuse = before
+
+    @cached_property
+    def _cuts(self) -> Cuts:
+        return Cuts(self._program)
 
     def activate(self, subnet: Mapping[str, int] | None) -> _Activation:
         """Run ``subnet`` from now on, or inside a ``with`` block; None goes back to the default.
@@ -228,21 +292,7 @@ class NestedModel(nn.Module):
 
     def keep(self, subnet: Mapping[str, Any]) -> Keep:
         """What ``subnet`` keeps of every Dim: its first positions, or an explicit index set."""
-        if all(isinstance(kept, int) for kept in subnet.values()):
-            subnet = self.space.complete(subnet)
-        sizes: dict[Dim, int] = {}
-        picks: dict[Dim, torch.Tensor] = {}
-        for name, kept in subnet.items():
-            stack, group = self.graph.stacks.get(name), self._groups.get(name)
-            if stack is not None:
-                sizes |= _kept_blocks(name, stack, kept)
-            elif group is None:
-                self.space.validate({name: 1})
-            elif isinstance(kept, int):
-                sizes[group.dim] = _in_range(name, group.size, kept)
-            else:
-                picks[group.dim] = check_positions(name, group.size, kept)
-        return Keep(sizes, picks)
+        return keep_of(self.graph, self._groups, self.space, subnet)
 
     def extract(
         self,
@@ -267,42 +317,19 @@ class NestedModel(nn.Module):
         keep = self.keep(subnet)
         counted = all(isinstance(size, int) for size in subnet.values())
         whole = self.space.complete(subnet) if counted else None
-        own = {} if whole is None else self._own(whole, training=False)
+        own = {} if whole is None else self._own(whole)
         tensors = dict(self.named_tensors()) | own
         slim = emit(self.graph, tensors, keep)
         if verify:
-            self._verify(slim, keep, own)
+            verify_extracted(self, self._program, keep, slim, own)
         if calibrate is not None:
             reestimate_batch_norm(slim, calibrate)
             if whole is not None:
-                self._overlays.note(whole, keep, tensors, slim)
+                self._overlays.note(whole, keep, tensors, dict(slim.named_buffers()))
         if as_original_class:
-            return _original(self, slim)
+            original = self.graph.capture.model
+            return in_original_class(original, slim, self.example_inputs, self.example_kwargs)
         return slim
-
-    def _verify(self, slim: fx.GraphModule, keep: Keep, own: Mapping[str, torch.Tensor]) -> None:
-        call = (self.example_inputs, self.example_kwargs)
-        tensors = [t for t in pytree.tree_leaves(call) if isinstance(t, torch.Tensor)]
-        if any(t.is_meta for t in (*tensors, *self.parameters())):
-            return
-        with left_as_found(self), torch.no_grad():  # the same random state for both
-            self.eval()
-            flat = pytree.tree_leaves(copy.deepcopy(call))
-            bound = self._program.bind(keep, self._program.batch_size(flat))
-            mine = self._program.run(self, bound, flat, own)
-        with left_as_found(slim), torch.no_grad():
-            args, kwargs = copy.deepcopy(call)
-            theirs = pytree.tree_leaves(slim(*args, **kwargs))
-        error = relative_error(mine, theirs)
-        limit = max(
-            (_LIMITS.get(t.dtype, 0.0) for t in (*tensors, *self.parameters())), default=0.0
-        )
-        if not error <= limit:
-            raise VerificationError(
-                f"the extracted model differs from the nested model by {error:.1e} relative "
-                f"(limit {limit:g}); this is a defect of nestify: please report it with the model",
-                error,
-            )
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter, buffer and constant, tied ones under each of their names."""
@@ -317,14 +344,7 @@ class NestedModel(nn.Module):
         """Costs of many subnets as NumPy columns; ``target`` adds the measured ``latency_ms``."""
         for subnet in subnets:
             self.space.validate(subnet)
-        columns: dict[Dim, NDArray[np.int64]] = {}
-        for unit in self.space.units:
-            column = np.array([s.get(unit.name, unit.size) for s in subnets], dtype=np.int64)
-            stack = self.graph.stacks.get(unit.name)
-            if stack is None:
-                columns[self._groups[unit.name].dim] = column
-            else:
-                columns |= {b.presence: (column > i).astype(np.int64) for i, b in enumerate(stack)}
+        columns = columns_of(self.graph, self._groups, self.space, subnets)
         costs = self.pricing.costs(columns, len(subnets), convention)
         if target is None:
             return costs
@@ -345,11 +365,14 @@ class NestedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> NestedModel:
         """Copy the weights and share the analysis, which never changes."""
         memo[id(self.graph)] = self.graph
-        for value in (self._groups, self._program, self._programs, self.__dict__.get("pricing")):
+        lazy = (vars(self).get(name) for name in ("pricing", "_cuts"))
+        for value in (self._groups, self._program, self._programs, *lazy):
             memo[id(value)] = value
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        twin.__dict__ = {key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()}
+        own = {key: value for key, value in self.__dict__.items() if key != "_reuse"}
+        twin.__dict__ = {key: copy.deepcopy(value, memo) for key, value in own.items()}
+        twin._reuse = None
         return twin
 
 
@@ -374,24 +397,4 @@ def _load_draws(
     nested: NestedModel, state: Any, prefix: str, metadata: dict[str, Any], *_: Any
 ) -> None:
     nested.draws.load_from(metadata)
-    nested._overlays.forget()  # pyright: ignore[reportPrivateUsage]  # a hook of this class
-
-
-def _original(nested: NestedModel, slim: fx.GraphModule) -> nn.Module:
-    original = nested.graph.capture.model
-    return as_original_class(original, slim, nested.example_inputs, nested.example_kwargs)
-
-
-def _kept_blocks(name: str, stack: Sequence[Block], kept: Any) -> dict[Dim, int]:
-    """The first blocks, or an explicit set of them."""
-    if isinstance(kept, int):
-        there = set(range(_in_range(name, len(stack), kept)))
-    else:
-        there = set(check_positions(name, len(stack), kept).tolist())
-    return {block.presence: int(i in there) for i, block in enumerate(stack)}
-
-
-def _in_range(name: str, full: int, size: int) -> int:
-    if not 1 <= size <= full:
-        raise UsageError(f"size {size} of group {name!r} is out of range 1..{full}")
-    return size
+    nested._forget()  # pyright: ignore[reportPrivateUsage]  # a hook of this class

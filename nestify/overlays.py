@@ -7,16 +7,18 @@ BatchNorm statistics that were re-estimated for it, norms that switch with the s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import fx, nn
 
-from nestify.dims import Dim
+from nestify.dims import Dim, Expr
 from nestify.draws import keep_probabilities
 from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.masks import stretched, weights_behind
+from nestify.recognition import digest
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
 
@@ -34,6 +36,7 @@ class Overlays:
         self.graph, self.space, self.dims = graph, space, dims
         self.scaling = "none"
         self._statistics: OrderedDict[Subnet, Mapping[str, torch.Tensor]] = OrderedDict()
+        self._tokens: dict[Subnet, Mapping[str, Hashable]] = {}
 
     def of(
         self,
@@ -41,22 +44,47 @@ class Overlays:
         training: bool,
         tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]],
         switch: SwitchableNorms | None,
+        statistics: bool = True,
     ) -> dict[str, torch.Tensor]:
-        """The tensors to use instead of those of the same name, in their full shapes."""
+        """The tensors to use instead of those of the same name, in their full shapes.
+
+        Without ``statistics`` none that were estimated for the subnet.
+        """
         own = {} if switch is None else switch.of(subnet)
         if not training:
-            own |= self._statistics.get(subnet, {})
+            own |= self._statistics.get(subnet, {}) if statistics else {}
             if self.scaling != "none":
                 own |= self._scaled(subnet, dict(tensors()))
         return own
+
+    def tokens(
+        self, subnet: Subnet, switch: SwitchableNorms | None, statistics: bool = True
+    ) -> dict[str, Hashable]:
+        """What tells the tensors in eval apart from those of the same name that others have.
+
+        Scaled weights are told apart by the rule alone: what else they depend on are shared tensors
+        and the sizes of their own units.
+        """
+        tokens: dict[str, Hashable] = {}
+        if self.scaling != "none":
+            tokens |= {weight: self.scaling for _, weight, _, _ in self._weights_behind}
+        if switch is not None and subnet in switch.subnets:
+            tokens |= dict.fromkeys(switch.of(subnet), switch.subnets.index(subnet))
+        if statistics:
+            tokens |= self._tokens.get(subnet, {})
+        return tokens
 
     def choose_scaling(self, rule: str) -> None:
         """Set the rule that is used in eval."""
         if rule not in SCALINGS:
             raise UsageError(f"scaling must be one of {', '.join(SCALINGS)}; got {rule!r}")
         if rule != "none":
-            weights_behind(self.graph, self.dims)
+            _ = self._weights_behind  # or an error that names the unit
         self.scaling = rule
+
+    @cached_property
+    def _weights_behind(self) -> list[tuple[str, str, int, Expr]]:
+        return weights_behind(self.graph, self.dims)
 
     def _scaled(
         self, subnet: Subnet, tensors: Mapping[str, torch.Tensor]
@@ -67,7 +95,7 @@ class Overlays:
         deployed): (M + 1 - m) / M and (c + 1 - m) / c under uniform draws.
         """
         found: dict[str, torch.Tensor] = {}
-        for name, weight, position, expr in weights_behind(self.graph, self.dims):
+        for name, weight, position, expr in self._weights_behind:
             most = subnet[name] if self.scaling == "conditional" else None
             keep = torch.tensor(keep_probabilities(self.space.by_name[name], most))
             factors = stretched(expr, {self.dims[name]: keep})
@@ -82,12 +110,16 @@ class Overlays:
     def forget(self) -> None:
         """Drop all statistics: the weights change from now on."""
         self._statistics.clear()
+        self._tokens.clear()
 
     def note(
-        self, subnet: Subnet, keep: Keep, full: Mapping[str, torch.Tensor], slim: nn.Module
+        self,
+        subnet: Subnet,
+        keep: Keep,
+        full: Mapping[str, torch.Tensor],
+        own: Mapping[str, torch.Tensor],
     ) -> None:
-        """Note the statistics of an extracted network that was just calibrated."""
-        own = dict(slim.named_buffers())
+        """Note the statistics in ``own`` that were just estimated, cut to what is kept."""
         found: dict[str, torch.Tensor] = {}
         for name in _names(self.graph, _NORM_TENSORS[2:]):
             if name in own:
@@ -97,8 +129,10 @@ class Overlays:
                 found[name][tuple(g.to(own[name].device) for g in grid)] = own[name].detach()
         self._statistics[subnet] = found
         self._statistics.move_to_end(subnet)
+        self._tokens[subnet] = {name: digest(own[name]) for name in found}
         if len(self._statistics) > _LIMIT:
-            self._statistics.popitem(last=False)
+            oldest, _ = self._statistics.popitem(last=False)
+            del self._tokens[oldest]
 
 
 class SwitchableNorms(nn.Module):

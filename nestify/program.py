@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -11,11 +12,12 @@ from torch import fx, nn
 
 from nestify.aliasing import written
 from nestify.depth import bypassed, live_nodes
+from nestify.extract import norm_paths
 from nestify.groups import Graph
 from nestify.layouts import reads_in_order
 from nestify.padding import Room
 from nestify.rules import STRIDED, bind_arguments, op_name
-from nestify.running import RUNS, Bound, Frame, Run, Slot, Step, hand_on, reads
+from nestify.running import RUNS, Bound, Frame, Run, Slot, Step, hand_on, reads, trains
 from nestify.slicing import Keep
 
 __all__ = ["Program"]
@@ -46,6 +48,12 @@ class Program:
             if node.op == "call_function"
         ]
         output = next(n for n in graph.nodes if n.op == "output")
+        self._followed = {s.path for s in self.steps if s.in_training is not None}
+        self._followed |= {
+            str(node.args[1])
+            for node in graph.calls
+            if op_name(node.target) == "nestify::stochastic"
+        }
         self.frame = Frame(
             self.slots,
             self.inputs,
@@ -55,6 +63,15 @@ class Program:
             {source: self.slots[node] for source, node in last.items()},
             graph.tensor_dims,
         )
+
+    @cached_property
+    def norm_paths(self) -> Mapping[fx.Node, str]:
+        """The module of each batch norm call that is a BatchNorm in an extracted network."""
+        return norm_paths(self.graph)
+
+    def trains(self, root: nn.Module) -> bool:
+        """Whether a module that some call follows is in training."""
+        return any(trains(root, path) for path in self._followed)
 
     def batch_size(self, flat: Sequence[Any]) -> int:
         """The batch size of these inputs; 0 where the graph has no batch."""
@@ -149,12 +166,7 @@ class Program:
         """Run on the tensors of ``root``, each module of it in its own mode; returns the flat
         outputs. ``own`` has tensors, by name and of the full size, to use instead.
         """
-        walk = self.walk(root, bound, flat, own)
-        while True:
-            try:
-                next(walk)
-            except StopIteration as done:
-                return done.value
+        return Run(root, bound, flat, own).finish()
 
     def walk(
         self,

@@ -137,6 +137,15 @@ class Run:
         values = [_fill(value, env) for value in frame.outputs]
         return [contiguous(value) for value in values] if self.turned else values
 
+    def finish(self) -> list[Any]:
+        """Run to the end; the flat outputs."""
+        walk = self.walk()
+        while True:
+            try:
+                next(walk)
+            except StopIteration as done:
+                return done.value
+
     def _full(self, node: fx.Node) -> torch.Tensor:
         name = str(node.target)
         return self.own[name] if name in self.own else get_tensor(self.root, name)

@@ -1,0 +1,76 @@
+"""What a choice of units keeps of every Dim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nestify.dims import Dim
+from nestify.errors import UsageError
+from nestify.groups import Block, DimGroup, Graph
+from nestify.slicing import Keep, check_positions
+from nestify.space import SearchSpace
+
+__all__ = ["columns_of", "keep_of"]
+
+
+def keep_of(
+    graph: Graph, groups: Mapping[str, DimGroup], space: SearchSpace, subnet: Mapping[str, Any]
+) -> Keep:
+    """What ``subnet`` keeps: the first positions of each group or block, or an explicit set.
+
+    Raises:
+        UsageError: an unknown unit or group, a size or position out of range.
+    """
+    if all(isinstance(kept, int) for kept in subnet.values()):
+        subnet = space.complete(subnet)
+    sizes: dict[Dim, int] = {}
+    picks: dict[Dim, torch.Tensor] = {}
+    for name, kept in subnet.items():
+        stack, group = graph.stacks.get(name), groups.get(name)
+        if stack is not None:
+            sizes |= _kept_blocks(name, stack, kept)
+        elif group is None:
+            space.validate({name: 1})
+        elif isinstance(kept, int):
+            sizes[group.dim] = _in_range(name, group.size, kept)
+        else:
+            picks[group.dim] = check_positions(name, group.size, kept)
+    return Keep(sizes, picks)
+
+
+def columns_of(
+    graph: Graph,
+    groups: Mapping[str, DimGroup],
+    space: SearchSpace,
+    subnets: Sequence[Mapping[str, int]],
+) -> dict[Dim, NDArray[np.int64]]:
+    """The kept sizes of many subnets, one column a Dim."""
+    columns: dict[Dim, NDArray[np.int64]] = {}
+    for unit in space.units:
+        column = np.array([s.get(unit.name, unit.size) for s in subnets], dtype=np.int64)
+        stack = graph.stacks.get(unit.name)
+        if stack is None:
+            columns[groups[unit.name].dim] = column
+        else:
+            columns |= {b.presence: (column > i).astype(np.int64) for i, b in enumerate(stack)}
+    return columns
+
+
+def _kept_blocks(name: str, stack: Sequence[Block], kept: Any) -> dict[Dim, int]:
+    """The first blocks, or an explicit set of them."""
+    if isinstance(kept, int):
+        there = set(range(_in_range(name, len(stack), kept)))
+    else:
+        there = set(check_positions(name, len(stack), kept).tolist())
+    return {block.presence: int(i in there) for i, block in enumerate(stack)}
+
+
+def _in_range(name: str, full: int, size: int) -> int:
+    if not 1 <= size <= full:
+        raise UsageError(f"size {size} of group {name!r} is out of range 1..{full}")
+    return size

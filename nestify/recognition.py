@@ -1,0 +1,174 @@
+"""Knows inputs again by what they hold, as loaders make new tensors of the same data in every pass,
+and sees where the tensors of a model changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from nestify.trees import get_tensor, tensors_of
+
+__all__ = ["UNCHANGED", "Look", "Weights", "digest", "look_at", "same_bits", "settings", "twin"]
+
+UNCHANGED = 1 << 62
+
+_ALIGNMENT = 64  # bytes: kernels may add up in another order where memory starts elsewhere
+_WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
+class Look(NamedTuple):
+    """Inputs at a glance: a key that they share with few others, and their tensors."""
+
+    key: Hashable
+    tensors: list[torch.Tensor]
+
+    def holds(self, kept: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the same bits as ``kept``, given that the keys agree."""
+        return all(map(same_bits, kept, self.tensors))
+
+
+def look_at(flat: Sequence[Any]) -> Look | None:
+    """What tells inputs apart from others; None where they are none that could be kept.
+
+    >>> x = torch.randn(2, 3)
+    >>> a, b = look_at([x, 1.5]), look_at([x.clone(), 1.5])
+    >>> a.key == b.key, a.holds(b.tensors), look_at([x, 2.5]).key == a.key
+    (True, True, False)
+    """
+    tensors = [value for value in flat if isinstance(value, torch.Tensor)]
+    others = [value for value in flat if not isinstance(value, torch.Tensor)]
+    plain = all(isinstance(v, bool | int | float | complex | str | None) for v in others)
+    if not (plain and all(map(_may_be_kept, tensors))):
+        return None
+    layouts = tuple(
+        (t.dtype, t.shape, t.stride(), str(t.device), t.data_ptr() % _ALIGNMENT) for t in tensors
+    )
+    digests = tuple(int(_words(t).sum()) for t in tensors)
+    values = tuple(repr(v) for v in others)
+    return Look((layouts, values, digests, settings()), tensors)
+
+
+def settings() -> Hashable:
+    """What beside the inputs decides how torch computes: precision, kernels, threads, autocast."""
+    backends = torch.backends
+    autocast = [
+        (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+    ]
+    return (
+        *autocast,
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        backends.cudnn.enabled,
+        backends.cudnn.allow_tf32,
+        backends.cudnn.benchmark,
+        backends.mkldnn.enabled,
+    )
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of the same layout hold the same bits: zeros of both signs differ, and a
+    NaN is itself.
+    """
+    return torch.equal(_words(a), _words(b))
+
+
+def digest(tensor: torch.Tensor) -> bytes:
+    """128 bits that tell the bits of one tensor from those of others."""
+    words = _words(tensor).cpu().numpy()
+    return hashlib.blake2b(words.tobytes(), digest_size=16).digest()
+
+
+def twin(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with memory of its own in the same layout, which starts as far from an aligned place.
+
+    >>> x = torch.randn(6, 4).t()
+    >>> twin(x).stride() == x.stride(), torch.equal(twin(x), x)
+    (True, True)
+    """
+    room = _ALIGNMENT // math.gcd(_ALIGNMENT, tensor.element_size())
+    ends = ((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    length = 1 + sum(ends) if tensor.numel() else 0
+    memory = tensor.new_empty(length + room)
+    size = tensor.element_size()
+    gap = (tensor.data_ptr() - memory.data_ptr()) % _ALIGNMENT // size
+    made = memory.as_strided(tensor.shape, tensor.stride(), gap)
+    flat = tensor.as_strided((length,), (1,)) if tensor.numel() else tensor.reshape(-1)
+    memory[gap : gap + length].copy_(flat)
+    return made
+
+
+class Weights:
+    """Sees where the tensors of a module tree changed since it looked last.
+
+    A tensor counts as changed where it was written into, by its version, or lies elsewhere.
+    ``first_reads`` gives the slot of the first call that reads each one; what no call reads (the
+    batches that a norm counted) stands for all. ``addresses`` are those of all tensors.
+
+    >>> net = nn.Linear(2, 2)
+    >>> weights = Weights({"weight": 3, "bias": 3})
+    >>> weights.first_change(net), weights.first_change(net) == UNCHANGED
+    (0, True)
+    >>> with torch.no_grad():
+    ...     _ = net.bias.add_(1)
+    >>> weights.first_change(net)
+    3
+    """
+
+    def __init__(self, first_reads: Mapping[str, int]) -> None:
+        self._first_reads = first_reads
+        self._prints: dict[str, Hashable] = {}
+        self._held: list[torch.Tensor] = []
+        self.addresses: set[int] = set()
+
+    def first_change(self, root: nn.Module) -> int | None:
+        """The slot from which on calls may give something else than before; None where torch does
+        not tell whether tensors are written into.
+        """
+        try:
+            tensors = {name: get_tensor(root, name) for name in self._prints}
+        except AttributeError:
+            tensors = {}
+        tensors = tensors or dict(tensors_of(root))
+        if any(tensor.is_inference() for tensor in tensors.values()):
+            return None
+        prints: dict[str, Hashable] = {
+            name: (t.data_ptr(), t._version, t.stride()) for name, t in tensors.items()
+        }
+        if prints == self._prints:
+            return UNCHANGED
+        changed = [name for name in prints if self._prints.get(name) != prints[name]]
+        first = min(self._first_reads.get(name, 0) for name in changed) if self._prints else 0
+        self._prints = prints
+        # While the memory is held no other tensor can come to lie there and look the same.
+        self._held = [tensor.detach() for tensor in tensors.values()]
+        self.addresses = {t.untyped_storage().data_ptr() for t in tensors.values()}
+        return first
+
+
+def _may_be_kept(tensor: torch.Tensor) -> bool:
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.layout == torch.strided
+        and not (tensor.is_meta or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
+    )
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of a tensor as integers, in the order of memory where it has no gaps."""
+    tensor = tensor.detach()
+    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    flat = tensor.permute(order).reshape(-1).contiguous()
+    size = flat.element_size()
+    start, length = flat.storage_offset() * size, flat.numel() * size
+    widths = (w for w in _WORDS if not start % w.itemsize and not length % w.itemsize)
+    return flat.view(next(widths))
