@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from nestify.compare import relative_error
 from nestify.emit import export
 from nestify.fuzz.build import double_precision
-from nestify.fuzz.doubt import orders_equal_values, sensitivity
+from nestify.fuzz.doubt import orders_equal_values, sensitivity, sensitivity_of_calls
 from nestify.rules import op_name
 
 __all__ = ["Network", "Verdict", "in_onnxruntime", "native_output_silenced"]
@@ -180,7 +180,10 @@ def _verdict(single: Network, double: Network, result: list[torch.Tensor]) -> Ve
         return Verdict("equal", error=error)
     rounding = relative_error(torch64, torch32)
     detail = f"differs by {error:.1e}, float32 itself by {rounding:.1e}"
-    if error <= 30 * rounding or error <= 10 * sensitivity(single.module, single.inputs, 1e-7):
+    moved = sensitivity(single.module, single.inputs, 1e-7)
+    if error <= 30 * rounding or error <= 10 * moved:
+        return Verdict("rounding", detail, error)
+    if error <= 10 * sensitivity_of_calls(single.module, single.inputs, 1e-7):
         return Verdict("rounding", detail, error)
     if orders_equal_values(single.module, single.inputs):
         return Verdict("rounding", f"{detail}; equal values have no order", error)

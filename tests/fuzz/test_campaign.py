@@ -14,18 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import nestify
+from nestify import nested
 from nestify.errors import ArtifactError, VerificationError
 from nestify.fuzz import __main__ as program
 from nestify.fuzz import campaign as campaigns
 from nestify.fuzz.build import build, example_inputs, model_of
+from nestify.fuzz.bundles import Network, in_onnxruntime
 from nestify.fuzz.campaign import campaign
 from nestify.fuzz.checks import check, check_model
 from nestify.fuzz.chunks import Settings, Tally, model_spec, run_chunk
+from nestify.fuzz.doubt import sensitivity_of_calls
 from nestify.fuzz.report import as_data, as_text
 from nestify.fuzz.shrink import shrink
 from nestify.fuzz.spec import Spec
 from nestify.fuzz.table import form_table
-from nestify.nested import NestedModel
 from nestify.rules import RULES
 from tests.laws.test_faults import FAULTS
 
@@ -120,7 +123,7 @@ def test_what_rounding_decides_is_no_mismatch(equal: bool, monkeypatch: pytest.M
     def refuses(*_: object) -> None:
         raise VerificationError("they differ", 0.75)
 
-    monkeypatch.setattr(NestedModel, "_verify", refuses)
+    monkeypatch.setattr(nested, "verify_extracted", refuses)
     torch.manual_seed(0)
     model = FirstOfEqual() if equal else nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
     inputs = torch.randn(2, 50, 6, dtype=torch.float64)
@@ -130,6 +133,38 @@ def test_what_rounding_decides_is_no_mismatch(equal: bool, monkeypatch: pytest.M
     else:
         assert case.failure is not None
         assert case.failure.error == 0.75
+
+
+class LogOfSigmoid(nn.Module):
+    """Tiny values of a sigmoid, which onnxruntime gives to 7e-8 of one, and their logarithm."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.up, self.down, self.shift = nn.Linear(6, 8), nn.Linear(8, 4), shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log10(torch.sigmoid(self.down(self.up(x).tanh()) - self.shift))
+
+
+@pytest.mark.parametrize(("shift", "outcome"), [(12.0, "rounding"), (0.0, "equal")])
+def test_what_the_kernels_of_onnxruntime_cannot_tell_is_not_judged(
+    shift: float, outcome: str
+) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(4, 6, dtype=torch.float64),)
+    nested = nestify.transform(LogOfSigmoid(shift).double(), "fn3-neuron", inputs)
+    slim = nested.extract(nested.space.at(0.5))
+    (verdict,) = in_onnxruntime([Network(slim, inputs)], set())
+    assert verdict.outcome == outcome
+
+
+def test_another_formula_is_no_rounding() -> None:
+    """A well-behaved model hides no more than some rounding of each call."""
+    torch.manual_seed(0)
+    inputs = (torch.randn(4, 6),)
+    nested = nestify.transform(LogOfSigmoid(0.0), "fn3-neuron", inputs)
+    slim = nested.extract(nested.space.at(0.5))
+    assert 1e-8 < sensitivity_of_calls(slim, inputs, 1e-7) < 1e-5
 
 
 def test_scripts_make_the_same_model() -> None:
