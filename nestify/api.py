@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from nestify.capture import capture
 from nestify.cost import Cost, Pricing
@@ -55,6 +55,7 @@ def transform(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     calibration: Iterable[Any] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
 ) -> NestedModel:
     """Compile a model into a nested family of networks; the model itself is not changed.
 
@@ -64,20 +65,20 @@ def transform(
     8
 
     A recipe that rewrites and chooses nothing (``root-8``) gives a family of one. ``calibration``
-    holds batches of inputs, or (inputs, labels), for passes that fit weights to data
-    (``root-8{init=project}``); without it they take the example inputs.
+    holds batches of inputs, or (inputs, labels), for passes that read data:
+    ``root-8{init=project}`` fits weights to it (to the example inputs without), ``rank`` orders by
+    importance on it. ``loss(outputs, labels)``, a scalar, is what ``rank`` differentiates where
+    cross-entropy or the squared error is not what the network was trained for.
 
     Raises:
         UsageError: an unknown recipe or option, or a recipe that finds nothing to do.
         CaptureError: the model cannot be captured.
     """
-    passes = parse_recipe(recipe)
-    if calibration is not None:
-        passes = calibrated(passes, calibration)
+    passes = calibrated(parse_recipe(recipe), calibration, loss)
     graph = trace(model, example_inputs, example_kwargs)
     for step in passes:
         graph = step.apply(graph)
-    if not graph.units and graph.original is None:
+    if not graph.units and not graph.changes:
         found = ", ".join(sorted({group.kind for group in graph.groups})) or "none"
         raise UsageError(
             f"recipe {recipe!r} finds nothing to choose in {type(model).__name__}; "

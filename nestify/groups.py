@@ -79,13 +79,15 @@ class Block:
 class Change:
     """What a rewrite pass did at one place of the model, or left undone there, and why.
 
-    ``where`` is the path of the module, ``done`` whether anything changed.
+    ``where`` is the path of the module, ``done`` whether anything changed, ``preserves`` whether
+    the network computes the same as before, at the same cost.
     """
 
     recipe: str
     where: str
     what: str
     done: bool = True
+    preserves: bool = False
 
 
 class Coverage(NamedTuple):
@@ -100,7 +102,8 @@ class Graph:
 
     ``dims`` gives each node's dims, ``calls`` what each node's rule found, ``tensor_dims`` the dims
     of each parameter and buffer by name, ``batch`` the free batch dim or None. ``changes`` says
-    what rewrite passes did, and ``original`` is the graph before them (None: nothing was changed).
+    what rewrite passes did, and ``original`` is the graph before the first that made another
+    network of it (None: it is still the same one).
 
     >>> import torch
     >>> from nestify.capture import capture

@@ -134,8 +134,12 @@ class Rewriter:
             candidate = f"{path}{number}"
         return candidate
 
-    def finish(self, changes: tuple[Change, ...]) -> Graph:
-        """Analyse the edited graph; ``changes`` say what was done, and are kept with it."""
+    def finish(self, changes: tuple[Change, ...], *, preserves: bool = False) -> Graph:
+        """Analyse the edited graph; ``changes`` say what was done, and are kept with it.
+
+        An edit that ``preserves`` the function and its cost leaves nothing to compare with an
+        original.
+        """
         self.graph.eliminate_dead_code()
         for node in reversed(list(self.graph.nodes)):
             if node.op == "get_attr" and not node.users:
@@ -147,7 +151,7 @@ class Rewriter:
         )
         rewritten = analyse(captured)
         rewritten.changes = (*self.source.changes, *changes)
-        rewritten.original = self.source.original or self.source
+        rewritten.original = self.source.original or (None if preserves else self.source)
         return rewritten
 
     def _moved(self, node: fx.Node) -> fx.Node:

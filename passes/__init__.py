@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from nestify.errors import UsageError
 from nestify.groups import Graph
@@ -39,6 +39,7 @@ PASSES: Mapping[str, str] = {
     "fn3-neuron": "nestify.passes.fn3_neuron:Fn3Neuron",
     "fn3-path": "nestify.passes.fn3_path:Fn3Path",
     "column-N": "nestify.passes.column:Column",
+    "rank": "nestify.passes.rank:Rank",
     "root-N": "nestify.passes.root:Root",
     "tree-N": "nestify.passes.tree:Tree",
 }
@@ -56,14 +57,30 @@ def parse_recipe(recipe: str) -> tuple[Pass, ...]:
     return tuple(_parse_pass(part.strip(), recipe) for part in recipe.split("+"))
 
 
-def calibrated(passes: Sequence[Pass], batches: Iterable[Any]) -> tuple[Pass, ...]:
-    """The passes with calibration data for those that read any (a field ``calibration``)."""
+def calibrated(
+    passes: Sequence[Pass], batches: Iterable[Any] | None, loss: Any = None
+) -> tuple[Pass, ...]:
+    """The passes with calibration data, and a loss, for those that read any (fields
+    ``calibration``, ``loss``).
 
-    def given(step: Any) -> Any:
-        reads = any(field.name == "calibration" for field in dataclasses.fields(step))
-        return dataclasses.replace(step, calibration=batches) if reads else step
+    Raises:
+        UsageError: a loss that no pass reads.
+    """
+    fields = [{field.name for field in dataclasses.fields(cast(Any, step))} for step in passes]
+    if loss is not None and not any("loss" in names for names in fields):
+        raise UsageError(
+            f"loss= is for passes that measure by it (rank); the recipe has none of them: "
+            f"{', '.join(step.name for step in passes)}"
+        )
+    if sum("calibration" in names for names in fields) > 1 and batches is not None:
+        batches = list(batches)  # it may be a generator, which only the first could read
 
-    return tuple(given(step) for step in passes)
+    def given(step: Any, names: set[str]) -> Any:
+        values = {"calibration": batches, "loss": loss}
+        chosen = {n: value for n, value in values.items() if n in names and value is not None}
+        return dataclasses.replace(step, **chosen) if chosen else step
+
+    return tuple(map(given, passes, fields))
 
 
 def _parse_pass(text: str, recipe: str) -> Pass:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx, nn
@@ -19,7 +19,7 @@ from nestify.rules import op_name
 from nestify.slicing import Keep
 from nestify.trees import find, place_module, put_tensor, skeleton
 
-__all__ = ["Stop", "Walk", "flat_batches"]
+__all__ = ["Stop", "Walk", "change_operand", "flat_batches", "holder"]
 
 
 class Stop(NamedTuple):
@@ -28,6 +28,15 @@ class Stop(NamedTuple):
     node: fx.Node
     args: list[list[Any]]
     kwargs: list[Any]
+
+    def values(self, source: fx.Node) -> list[torch.Tensor]:
+        """What an operand holds in each batch."""
+        found: list[torch.Tensor] = []
+        for args, kwargs in zip(self.args, self.kwargs, strict=True):
+            seen: list[torch.Tensor] = []
+            change_operand(self.node, source, args, kwargs, lambda x, seen=seen: seen.append(x))
+            found.append(seen[0])
+        return found
 
     def outputs(self) -> list[torch.Tensor]:
         """What the call gives, batch by batch."""
@@ -44,7 +53,7 @@ class Walk:
     """
 
     def __init__(self, graph: Graph, batches: Sequence[list[Any]]) -> None:
-        self.root = _holder(graph)
+        self.root = holder(graph)
         program = Program(graph)
         self._walks = [
             program.walk(self.root, program.bind(Keep({}), program.batch_size(flat)), list(flat))
@@ -78,6 +87,26 @@ class Walk:
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
+def change_operand(
+    node: fx.Node,
+    source: fx.Node,
+    args: list[Any],
+    kwargs: Mapping[str, Any],
+    change: Callable[[torch.Tensor], Any],
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call with ``change`` made to its operand ``source``."""
+
+    def changed(spec: Any, value: Any) -> Any:
+        if isinstance(spec, list | tuple) and isinstance(value, list):
+            pairs = zip(cast(list[Any], spec), cast(list[Any], value), strict=True)
+            return [changed(part, item) for part, item in pairs]
+        return change(value) if spec is source else value
+
+    given = [changed(spec, value) for spec, value in zip(node.args, args, strict=True)]
+    named = {name: changed(node.kwargs.get(name), value) for name, value in kwargs.items()}
+    return given, named
+
+
 def flat_batches(captured: Capture, batches: Iterable[Any] | None) -> list[list[Any]]:
     """Calibration batches as flat inputs of the graph; without any, the example inputs.
 
@@ -100,7 +129,8 @@ def flat_batches(captured: Capture, batches: Iterable[Any] | None) -> list[list[
     return found
 
 
-def _holder(graph: Graph) -> nn.Module:
+def holder(graph: Graph) -> nn.Module:
+    """A module tree in eval with copies of the tensors of ``graph``, to run it on."""
     model = graph.capture.model
     root = skeleton(model).eval()
     for name, tensor in graph.capture.tensors.items():

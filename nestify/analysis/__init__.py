@@ -1,8 +1,9 @@
-"""Looking into networks: which filters depend on which, what a layer costs, what a rewrite saves.
+"""Looking into networks: which filters depend on which, which matter, what layers cost.
 
 The analyses of Deep Roots (Ioannou et al., 2017): filter covariance (A.2, Figs. 6 and 10 to 13),
-savings layer by layer (A.4, Fig. 15), and whether they pay on a target (section 5). Plots need
-matplotlib: ``pip install nestify[report]``.
+savings layer by layer (A.4, Fig. 15), and whether they pay on a target (section 5). And importance:
+what each channel, neuron, head and path is worth. Plots need matplotlib:
+``pip install nestify[report]``.
 """
 
 from nestify.analysis.covariance import (
@@ -13,6 +14,7 @@ from nestify.analysis.covariance import (
 from nestify.analysis.layers import LayerSaving, layer_savings
 from nestify.analysis.payoffs import LayerPayoff, Payoff, payoff
 from nestify.analysis.plots import plot_layer_savings, plot_matrices
+from nestify.analysis.ranks import importance
 from nestify.moments import zca
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "filter_correlation",
     "filter_covariance",
     "filter_covariances",
+    "importance",
     "layer_savings",
     "payoff",
     "plot_layer_savings",

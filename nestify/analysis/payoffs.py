@@ -102,7 +102,8 @@ def payoff(nested: NestedModel, target: str = "cpu", *, layers: bool = True) -> 
     model = original.capture.model
     before = _timed(original, model, nested, device)
     after = _timed(nested.graph, nested.extract(nested.space.largest()), nested, device)
-    steps = dict.fromkeys(change.recipe for change in nested.graph.changes if change.done)
+    rewrites = (c for c in nested.graph.changes if c.done and not c.preserves)
+    steps = dict.fromkeys(change.recipe for change in rewrites)
     timed = _layers(original, nested.graph, device) if layers else ()
     return Payoff("+".join(steps), target, before, after, tuple(timed))
 

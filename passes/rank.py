@@ -1,0 +1,82 @@
+"""``rank``: the positions of every elastic dim in the order of their importance.
+
+It changes no function: every tensor moves alike, and sums are added up in another order. Afterwards
+the first channels, neurons, heads and paths of a trained network are its best ones, so that what
+drops the last ones (``fn3-channel``) prunes it although it was never trained nested. Blocks keep
+their order: which comes first is part of the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from nestify.compare import LIMITS, relative_error
+from nestify.errors import UsageError, VerificationError
+from nestify.groups import Change, Graph
+from nestify.passes.importance import check_method, measure
+from nestify.passes.objectives import Loss
+from nestify.passes.walking import Walk, flat_batches
+from nestify.rewriting import Rewriter, permuted
+
+__all__ = ["Rank"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Reorders every elastic group, the most important position first.
+
+    ``by`` is ``magnitude``, ``activation``, ``taylor``, ``hessian`` or ``auto``: the last is
+    ``hessian`` where there is ``calibration`` (batches of inputs or (inputs, labels)), and
+    ``magnitude`` without. ``loss(outputs, labels)`` is what gradients are taken of; by default
+    cross-entropy for integer labels, the squared error for others, and without labels the squared
+    distance to the network's own outputs. Groups in :mod:`nestify.passes.importance`.
+
+    Raises:
+        UsageError: an unknown ``by``.
+    """
+
+    name: ClassVar[str] = "rank"
+    by: str = "auto"
+    calibration: Iterable[Any] | None = field(default=None, repr=False, compare=False)
+    loss: Loss | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_method(self.by)
+
+    def apply(self, graph: Graph) -> Graph:
+        """Put the positions of every group of ``graph`` in order.
+
+        Raises:
+            UsageError: ``by`` needs data that is not there, or there is no group.
+            VerificationError: the function changed: a defect of nestify.
+        """
+        edit = Rewriter(graph)
+        if not graph.groups:
+            raise UsageError("rank finds no elastic dim; see with `nestify inspect` why")
+        batches = None if self.calibration is None else list(self.calibration)
+        found = measure(graph, self.by, batches, self.loss)
+        orders = {group.dim: found.scores[group.name].order for group in graph.groups}
+        for name, tensor in permuted(graph, orders).items():
+            edit.replace_tensor(name, tensor)
+        count = len(graph.groups)
+        what = f"{count} group{'s' * (count != 1)} in the order of importance by {found.how}"
+        ranked = edit.finish((Change("rank", "", what, preserves=True),), preserves=True)
+        _check(graph, ranked, batches)
+        return ranked
+
+
+def _check(graph: Graph, ranked: Graph, batches: list[Any] | None) -> None:
+    """Run both graphs on one batch: what is claimed is checked."""
+    flat = flat_batches(graph.capture, batches and batches[:1])
+    before, after = (Walk(each, flat).run() for each in (graph, ranked))
+    dtypes = {tensor.dtype for tensor in (*before, *graph.capture.tensors.values())}
+    limit = max((LIMITS[dtype] for dtype in dtypes if dtype in LIMITS), default=0.0)
+    error = relative_error(before, after)
+    if not error <= limit:
+        raise VerificationError(
+            f"rank changed the function by {error:.1e} relative (limit {limit:g}); this is a "
+            "defect of nestify: please report it with the model",
+            error,
+        )
