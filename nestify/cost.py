@@ -24,7 +24,7 @@ from nestify.peaks import peak_changes
 from nestify.polynomials import Algebra, Chunk, times, total
 from nestify.rules import NORMS, Call
 
-__all__ = ["CONVENTIONS", "Convention", "Cost", "Costs", "Pricing"]
+__all__ = ["CONVENTIONS", "Column", "Convention", "Cost", "Costs", "Pricing"]
 
 Column = npt.NDArray[Any]
 

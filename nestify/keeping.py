@@ -47,18 +47,43 @@ def columns_of(
     graph: Graph,
     groups: Mapping[str, DimGroup],
     space: SearchSpace,
-    subnets: Sequence[Mapping[str, int]],
-) -> dict[Dim, NDArray[np.int64]]:
-    """The kept sizes of many subnets, one column a Dim."""
+    subnets: Sequence[Mapping[str, int]] | Mapping[str, Any],
+) -> tuple[dict[Dim, NDArray[np.int64]], int]:
+    """The kept sizes of many subnets, one column a Dim, and how many subnets there are.
+
+    Raises:
+        UsageError: an unknown unit, a size that it does not have, columns of several lengths.
+    """
+    if isinstance(subnets, Mapping):
+        sizes, count = _checked(space, subnets)
+    else:
+        for subnet in subnets:
+            space.validate(subnet)
+        count = len(subnets)
+        sizes = {u.name: [s.get(u.name, u.size) for s in subnets] for u in space.units}
     columns: dict[Dim, NDArray[np.int64]] = {}
     for unit in space.units:
-        column = np.array([s.get(unit.name, unit.size) for s in subnets], dtype=np.int64)
+        column = np.asarray(sizes.get(unit.name, np.full(count, unit.size)), dtype=np.int64)
         stack = graph.stacks.get(unit.name)
         if stack is None:
             columns[groups[unit.name].dim] = column
         else:
             columns |= {b.presence: (column > i).astype(np.int64) for i, b in enumerate(stack)}
-    return columns
+    return columns, count
+
+
+def _checked(
+    space: SearchSpace, columns: Mapping[str, Any]
+) -> tuple[dict[str, NDArray[np.int64]], int]:
+    """Columns of sizes by unit, each value one that the unit has."""
+    found = {name: np.asarray(column) for name, column in columns.items()}
+    lengths = {len(column) if column.ndim == 1 else -1 for column in found.values()}
+    if len(lengths) != 1 or -1 in lengths:
+        raise UsageError("columns of sizes must be arrays of one dim and of the same length")
+    for name, column in found.items():
+        for size in np.unique(column).tolist():
+            space.validate({name: size})
+    return found, lengths.pop()
 
 
 def _kept_blocks(name: str, stack: Sequence[Block], kept: Any) -> dict[Dim, int]:

@@ -12,22 +12,22 @@ import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from nestify.calibration import BatchStatistics, inputs_of, reestimate_batch_norm
-from nestify.cost import Costs, Pricing
+from nestify.cost import Column, Costs, Pricing
 from nestify.cuts import Cuts
 from nestify.draws import Draws
 from nestify.errors import UsageError
 from nestify.extract import emit, module_tree
 from nestify.groups import DimGroup, Graph
 from nestify.keeping import columns_of, keep_of
+from nestify.latencies import measured_latencies
 from nestify.masked import MaskedModel
 from nestify.modes import in_eval, modes_in_training
 from nestify.original import as_original_class as in_original_class
@@ -243,6 +243,10 @@ class NestedModel(nn.Module):
         full = dict(self.named_tensors()) | self._own(whole, statistics=False)
         self._overlays.note(whole, self.keep(whole), full, norms.averages_of_batches())
 
+    def is_calibrated(self, subnet: Mapping[str, int]) -> bool:
+        """Whether :meth:`calibrate` has statistics of ``subnet``."""
+        return self._overlays.has_statistics(self.space.complete(subnet))
+
     @contextlib.contextmanager
     def reusing(self, *, limit_bytes: int = 1 << 30) -> Generator[Reuse]:
         """In a ``with`` block, evaluations on inputs that were seen start where they first differ.
@@ -337,25 +341,21 @@ class NestedModel(nn.Module):
 
     def estimate(
         self,
-        subnets: Sequence[Mapping[str, int]],
+        subnets: Sequence[Mapping[str, int]] | Mapping[str, Column],
         target: str | None = None,
         convention: str = "torch",
     ) -> Costs:
-        """Costs of many subnets as NumPy columns; ``target`` adds the measured ``latency_ms``."""
-        for subnet in subnets:
-            self.space.validate(subnet)
-        columns = columns_of(self.graph, self._groups, self.space, subnets)
-        costs = self.pricing.costs(columns, len(subnets), convention)
+        """Costs of many subnets (a list, or columns of sizes by unit) as NumPy columns.
+
+        ``target`` adds the measured ``latency_ms``.
+        """
+        columns, count = columns_of(self.graph, self._groups, self.space, subnets)
+        costs = self.pricing.costs(columns, count, convention)
         if target is None:
             return costs
-        from nestify.targets import load_target
-
-        device = load_target(target)
-        latency = [
-            device.measure(self.extract(s, verify=False), self.example_inputs, self.example_kwargs)
-            for s in subnets
-        ]
-        return costs._replace(latency_ms=np.array(latency))
+        extract = partial(self.extract, verify=False)
+        call = self.example_inputs, self.example_kwargs
+        return costs._replace(latency_ms=measured_latencies(extract, subnets, target, call))
 
     @cached_property
     def pricing(self) -> Pricing:

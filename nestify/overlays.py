@@ -112,6 +112,10 @@ class Overlays:
         self._statistics.clear()
         self._tokens.clear()
 
+    def has_statistics(self, subnet: Subnet) -> bool:
+        """Whether statistics of ``subnet`` are kept."""
+        return subnet in self._statistics
+
     def note(
         self,
         subnet: Subnet,

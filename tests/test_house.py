@@ -64,6 +64,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "states",
         "reuse",
         "verification",
+        "latencies",
         "nested",
         "training",
     ),

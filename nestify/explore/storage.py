@@ -122,7 +122,8 @@ class Storage:
             found = np.frombuffer(raw, dtype="<f8")
         except (TypeError, ValueError, zlib.error) as error:
             raise self._refused(f"a row is damaged ({error})") from error
-        if unpacking.unconsumed_tail or not len(found) or not np.isfinite(found).all():
+        whole = unpacking.eof and not unpacking.unconsumed_tail
+        if not whole or not len(found) or not np.isfinite(found).all():
             raise self._refused("a row is damaged")
         return found
 

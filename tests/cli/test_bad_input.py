@@ -87,9 +87,11 @@ def test_a_failed_export_leaves_the_scores_alone(folder: Path) -> None:
 
 def test_an_interrupt_ends_with_130_and_the_command_goes_on(folder: Path) -> None:
     (folder / "model.py").write_text(
-        MODEL + "def evaluate(model):\n    import time; time.sleep(0.2); return 1.0\n"
+        MODEL + "import os, time\n"
+        "def evaluate(model):\n    os.path.exists('slow') and time.sleep(0.5); return 1.0\n"
     )
-    command = ["plan", "model.py", "--out", "here", "--evaluations", "12"]
+    (folder / "slow").touch()
+    command = ["plan", "model.py", "--out", "here", "--evaluations", "40"]
     process = subprocess.Popen(
         [sys.executable, "-m", "nestify.cli", *command],
         cwd=folder,
@@ -113,8 +115,9 @@ def test_an_interrupt_ends_with_130_and_the_command_goes_on(folder: Path) -> Non
     assert sorted(path.name for path in (folder / "here").iterdir()) == ["search.db"]
     known = stored_scores(folder / "here" / "search.db")
     assert known >= 1
+    (folder / "slow").unlink()
     assert nestify_after(folder, "", *command).code == 0
-    assert stored_scores(folder / "here" / "search.db") <= 12, "no subnet was scored twice"
+    assert known < stored_scores(folder / "here" / "search.db") <= 40
 
 
 def test_debug_shows_the_traceback(run: Run) -> None:

@@ -24,7 +24,7 @@ def test_plan_writes_both_files_and_one_document(planned: tuple[Path, Result]) -
     assert document["onnx"]["path"] == "results/tiny/slim.onnx"
     assert document["onnx"]["error"] <= document["onnx"]["tolerance"] == 1e-5
     names = {p.name for p in (folder / "results/tiny").iterdir()}
-    assert names == {"plan.json", "slim.onnx"}
+    assert names == {"plan.json", "slim.onnx", "search.db"}
     assert document["chosen"]["costs"]["cpu"]["macs"] <= 700
     assert document["chosen"]["costs"]["cpu"]["latency_ms"] > 0
     assert document["full"]["costs"]["cpu"]["macs"] == 6 * 32 + 32 * 24 + 24 * 4
