@@ -25,7 +25,7 @@ from nestify.depth import bypassed, live_nodes
 from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.rebuild import Rebuilder
-from nestify.rules import PAIRED, VIEWS, op_name
+from nestify.rules import PAIRED, VIEWS, bind_arguments, op_name
 from nestify.slicing import Keep
 from nestify.spelling import Spelling
 from nestify.trees import children, put_tensor, tensors_of
@@ -77,7 +77,9 @@ def module_tree(graph: Graph) -> nn.Module:
 
 
 def norm_paths(graph: Graph) -> dict[fx.Node, str]:
-    """The module of each batch norm call that is a BatchNorm in an extracted network."""
+    """The module of each batch norm call that is a BatchNorm with running statistics in an extracted
+    network.
+    """
     emitter = _Emitter(
         graph, {name: tensor.to("meta") for name, tensor in graph.capture.tensors.items()}, Keep({})
     )
@@ -86,6 +88,7 @@ def norm_paths(graph: Graph) -> dict[fx.Node, str]:
         node: str(made.target)
         for node, made in emitter.new.items()
         if made.op == "call_module" and op_name(node.target) == "batch_norm"
+        if bind_arguments(node)["running_mean"] is not None
     }
 
 

@@ -66,7 +66,7 @@ class Program:
 
     @cached_property
     def norm_paths(self) -> Mapping[fx.Node, str]:
-        """The module of each batch norm call that is a BatchNorm in an extracted network."""
+        """The module of each batch norm call whose statistics an extracted network estimates."""
         return norm_paths(self.graph)
 
     def trains(self, root: nn.Module) -> bool:
