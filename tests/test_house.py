@@ -69,6 +69,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "training",
     ),
     "passes": ("passes",),
+    "compiling": ("compiling",),
     "analysis": ("analysis",),
     "emit": ("emit",),
     "plan": ("constraints", "fingerprints", "pareto", "plans"),

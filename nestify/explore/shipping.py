@@ -18,6 +18,7 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
+from nestify.compiling import transform
 from nestify.errors import UsageError
 from nestify.explore.evaluators import Evaluator
 from nestify.fingerprints import fingerprint
@@ -91,9 +92,8 @@ def _rebuilt(
     scaling: str,
     switched: Sequence[Mapping[str, int]] | None,
 ) -> NestedModel:
-    from nestify.api import transform
-
-    nested = transform(model, recipe, inputs, kwargs)
+    # Passes that read data get the example inputs: what they found lies in the tensors.
+    nested = transform(model, recipe, inputs, kwargs, calibration=[inputs])
     if switched is not None:
         nested.switch_norms(switched)
     if fingerprint(nested).structure != structure:

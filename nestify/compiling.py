@@ -1,0 +1,87 @@
+"""Compiling: a model into its analysed graph, and through the passes of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from nestify.capture import capture
+from nestify.errors import UsageError
+from nestify.groups import Graph, analyse
+from nestify.inputs import infer_inputs
+from nestify.nested import NestedModel
+from nestify.passes import calibrated, parse_recipe
+
+__all__ = ["trace", "transform"]
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> Graph:
+    """Capture a model and analyse every dim of it; the model is not changed.
+
+    >>> import torch, nestify
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> graph = nestify.trace(net, example_inputs=(torch.randn(1, 3, 8, 8),))
+    >>> [(group.name, group.size) for group in graph.groups], graph.coverage.params
+    ([('0', 8)], 0.9922480620155039)
+
+    Raises:
+        CaptureError: the model cannot be captured, or no example inputs could be inferred.
+    """
+    given: Any = model  # the caller may have no type checker
+    if not isinstance(given, nn.Module):
+        raise UsageError(f"model must be an nn.Module, not {type(given).__name__}")
+    inputs: Any = () if example_inputs is None else example_inputs
+    if example_inputs is None and not example_kwargs:
+        inputs, example_kwargs = infer_inputs(model)
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    graph = analyse(capture(model, inputs, example_kwargs))
+    if graph.capture.tiled and graph.batch is None:
+        # Two samples were traced and that size is baked in: trace the one sample that was given.
+        graph = analyse(capture(model, inputs, example_kwargs, tile=False))
+    return graph
+
+
+def transform(
+    model: nn.Module,
+    recipe: str,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    calibration: Iterable[Any] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+) -> NestedModel:
+    """Compile a model into a nested family of networks; the model itself is not changed.
+
+    >>> import torch, nestify
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> nestify.transform(net, "fn3-neuron", example_inputs=(torch.randn(1, 4),)).space.num_subnets
+    8
+
+    A recipe that rewrites and chooses nothing (``root-8``) gives a family of one. ``calibration``
+    holds batches of inputs, or (inputs, labels), for passes that read data:
+    ``root-8{init=project}`` fits weights to it (to the example inputs without), ``rank`` orders by
+    importance on it. ``loss(outputs, labels)``, a scalar, is what ``rank`` differentiates where
+    cross-entropy or the squared error is not what the network was trained for.
+
+    Raises:
+        UsageError: an unknown recipe or option, or a recipe that finds nothing to do.
+        CaptureError: the model cannot be captured.
+    """
+    passes = calibrated(parse_recipe(recipe), calibration, loss)
+    graph = trace(model, example_inputs, example_kwargs)
+    for step in passes:
+        graph = step.apply(graph)
+    if not graph.units and not graph.changes:
+        found = ", ".join(sorted({group.kind for group in graph.groups})) or "none"
+        raise UsageError(
+            f"recipe {recipe!r} finds nothing to choose in {type(model).__name__}; "
+            f"kinds of elastic groups: {found}. Try where=all, or see with `nestify inspect` why "
+            "dims are fixed"
+        )
+    return NestedModel(graph, graph.units, recipe)
