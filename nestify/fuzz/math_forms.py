@@ -24,6 +24,8 @@ form("where:scalar", "torch.where({m}, {x}, 0.0)", x="t: *s", m="~b:")
 form("where:live", "torch.where({x} > {y}, {x}, {y})", x="t: *s", y="~:")
 form("masked_fill", "{x}.masked_fill({m}, -1.0)", x="t: *s", m="~b:")
 form("bernoulli", "{x} + torch.bernoulli(torch.ones_like({x}))", x="t: *s")
+# By a number: of a tensor of one element torch makes one too, but a trace leaves it a tensor.
+form("randint_like", "{x} + 0 * torch.randint_like({x}, {k})", x="t: *s", k=(2, 5))
 for _name in ("rand_like", "randn_like", "empty_like"):
     _zero = ".zero_()" if _name == "empty_like" else " * 0"
     form(_name, f"{{x}} + torch.{_name}({{x}}){_zero}", 0.3, x="t: *s")
