@@ -1,0 +1,122 @@
+"""Several processes and a Ray cluster: the plan of one process, for the same seed."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nestify
+from nestify import NestedModel, Plan, UsageError
+from nestify.explore.shipping import Worker, pack
+from nestify.explore.storage import stored_scores
+from nestify.targets import Target
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(autouse=True)
+def still_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target on which everything takes a millisecond."""
+    monkeypatch.setitem(nestify.targets.TARGETS, "sim", "tests.fakes:SIM")
+    sim = Target("sim", "still", 1, lambda model, args, kwargs: 1.0)
+    monkeypatch.setattr("tests.fakes.SIM", sim, raising=False)
+
+
+class Net(nn.Module):
+    """A class of a test module, which workers can import."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU()
+        )
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def nested_net(recipe: str = "fn3-channel{where=all}") -> NestedModel:
+    torch.manual_seed(0)
+    return nestify.transform(Net().eval(), recipe, (torch.randn(2, 1, 8, 8),))
+
+
+X = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def searched(nested: NestedModel, workers: int | str, storage: Path | None = None) -> Plan:
+    """By a function of this test: a closure, which plain pickle refuses."""
+    with nested.activate(None), torch.no_grad():
+        labels = nested.eval()(X).argmax(1)
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (model(batch[0]).argmax(1) == batch[1]).double()
+
+    return nestify.search(
+        nested,
+        evaluate,
+        batches=list(zip(X.split(24), labels.split(24), strict=True)),
+        calibrate=[X[:32]],
+        target="sim",
+        max_evaluations=24,
+        workers=workers,
+        storage=storage,
+        seed=3,
+    )
+
+
+@pytest.mark.parametrize("workers", [2, "ray:2"])
+def test_workers_change_nothing(workers: int | str, tmp_path: Path) -> None:
+    nested = nested_net()
+    alone = searched(nested, 1)
+    file = tmp_path / "search.db"
+    assert searched(nested, workers, file) == alone
+    rows = stored_scores(file)
+    assert rows > 24, "each batch is a row"
+    assert searched(nested, 1, file) == alone
+    assert stored_scores(file) == rows, "one process goes on where several stopped"
+
+
+@pytest.mark.parametrize("recipe", ["fn3-channel{where=all}", "root-2+fn3-channel{where=all}"])
+def test_a_model_arrives_whole(recipe: str) -> None:
+    """Also one whose weights were changed after it was nested."""
+    from nestify.explore.evaluators import Evaluator
+
+    nested = nested_net(recipe)
+    with torch.no_grad():
+        for parameter in nested.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    evaluator = Evaluator(nested, lambda model: model(X).double().sum().item())
+    subnet = nested.space.at(0.5)
+    here = evaluator.run(subnet, 0)
+    threads = torch.get_num_threads()
+    there, _ = Worker(pack(evaluator), threads).run(dict(subnet), 0)
+    assert here.tolist() == there.tolist()
+
+
+def test_what_cannot_be_sent_is_said() -> None:
+    from nestify.explore.evaluators import Evaluator
+
+    held = threading.Lock()
+    with pytest.raises(UsageError, match=r"cannot be sent to workers .*lock.*workers=1"):
+        pack(Evaluator(nested_net(), lambda model: held.locked()))
+
+
+@pytest.mark.parametrize("workers", [0, -1, "dask", "ray:", "ray:0", "ray:x"])
+def test_unknown_workers_are_refused(workers: Any) -> None:
+    with pytest.raises(UsageError, match="workers must be a number from 1 on, 'ray' or 'ray:N'"):
+        searched(nested_net(), workers)
+
+
+def test_an_evaluate_that_fails_in_a_worker_shows_its_line() -> None:
+    def broken(model: nn.Module) -> float:
+        return [0.5][3]
+
+    with pytest.raises(nestify.CaptureError, match=r"IndexError.*return \[0.5\]"):
+        nestify.search(nested_net(), broken, target="sim", workers=2)
