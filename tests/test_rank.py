@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -550,3 +551,11 @@ def test_a_model_without_weights_yet_is_refused() -> None:
 def test_options_are_read_from_text() -> None:
     (step,) = parse_recipe("rank{by=activation}")
     assert repr(step) == "Rank(by='activation')"
+
+
+GUIDE = Path(__file__).parents[1] / "docs" / "pruning.md"
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S))
+def test_snippets_of_the_guide_run(snippet: str) -> None:
+    exec(compile(snippet, GUIDE, "exec"), {})

@@ -30,8 +30,8 @@ def importance(
     ``model`` is what ``nestify.trace`` gives, or a nested model, looked at with the weights it has
     now. ``by`` is ``magnitude`` and ``activation`` (relative to the mean of the group), ``taylor``
     and ``hessian`` (in units of the loss, a sample, so that groups compare too), or ``auto``:
-    ``hessian`` with ``calibration``, ``magnitude`` without. ``hessian`` (LeCun et al., 1989, with an
-    empirical Fisher matrix) is what a position costs when all less important ones are gone.
+    ``hessian`` with ``calibration``, ``magnitude`` without. ``hessian`` (LeCun et al., 1989, with
+    an empirical Fisher matrix) is what a position costs when all less important ones are gone.
     ``calibration`` holds batches of inputs or (inputs, labels), ``loss(outputs, labels)`` is as in
     :func:`nestify.transform`.
 
