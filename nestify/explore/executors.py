@@ -60,7 +60,7 @@ def executor(evaluator: Evaluator, workers: int | str) -> Executor:
     """
     if isinstance(workers, str):
         kind, _, count = workers.partition(":")
-        if kind == "ray" and (not count or (count.isdigit() and int(count))):
+        if workers == "ray" or (kind == "ray" and count.isdigit() and int(count)):
             return _Ray(evaluator, int(count) if count else None)
     elif workers == 1:
         return _Here(evaluator)

@@ -1,21 +1,24 @@
-"""Ways down from a subnet: a ladder of costs, and what a step of each unit is seen to lose."""
+"""Ways down from a subnet: a ladder of costs, and a model of what a step of each unit loses."""
 
 from __future__ import annotations
 
 import heapq
-import itertools
 import random
 from collections.abc import Generator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nestify.explore.methods.steps import scaled, shrunk, subnet_with
 from nestify.explore.rounds import Problem, Round, Scores
 from nestify.space import Subnet, Unit
 
-__all__ = ["Losses", "Record", "even_share", "ladder"]
+__all__ = ["Damage", "Record", "even_share", "ladder"]
 
 _NOISE = 0.5  # standard deviation of the logarithm of a loss, where ways down are varied
+_NEAR = 0.25  # of the full cost: what lies further off tells less of the losses here
+_RIDGE = 0.02  # how much units are taken to be alike
+_SWEEPS = 30
 
 
 class Record:
@@ -54,45 +57,49 @@ def even_share(problem: Problem, here: Subnet, rung: float) -> Subnet:
     return subnets[fits[0]] if len(fits) else subnets[-1]
 
 
-class Losses:
-    """The score lost per cost saved by one step of each unit, as last seen.
+class Damage:
+    """A model of what removing steps of units does to the score, fitted to all that is known.
 
-    Where there are more units than looks, neighbours are bundled, which stand near each other in
-    the model: a bundle is stepped and judged as one.
+    The score that is lost is taken as a sum over units of a coefficient times the square of how
+    much of the unit is gone: the second order in which a trained network loses at first. It is
+    fitted near the subnet in question (by cost), by least squares with coefficients from 0 on;
+    where little is known, units share what is seen of all of them.
     """
 
-    def __init__(self, problem: Problem, window: float, bundles: int) -> None:
+    def __init__(self, problem: Problem, record: Record, window: float) -> None:
+        self.window = window
+        self._problem, self._record = problem, record
         units = problem.space.units
-        edges = np.linspace(0, len(units), max(1, bundles) + 1).round().astype(int)
-        self.bundles = [units[a:b] for a, b in itertools.pairwise(edges)]
-        self._problem, self.window = problem, window
-        self._rates = [0.0] * len(self.bundles)
-        self._of = {unit.name: i for i, bundle in enumerate(self.bundles) for unit in bundle}
+        self._sizes = np.array([unit.size for unit in units], dtype=np.float64)
+        self._top = problem.price(problem.space.largest())
+        self._rows: dict[Subnet, tuple[NDArray[np.float64], float]] = {}
 
-    def rate(self, unit: Unit) -> float:
-        """The loss of ``unit`` per cost saved; at least almost nothing, also where it was a gain.
-
-        A gain is mostly noise: counted as one, it would spend the unit whole.
-        """
-        return max(self._rates[self._of[unit.name]], 1e-3 * max([1e-30, *self._rates]))
-
-    def step(self, here: Subnet, bundle: int) -> Subnet:
-        """``here`` with each unit of a bundle one step smaller."""
-        return subnet_with(here, {u.name: self.smaller(here, u) for u in self.bundles[bundle]})
+    def step(self, here: Subnet, units: Sequence[Unit]) -> Subnet:
+        """``here`` with each of ``units`` one step smaller."""
+        return subnet_with(here, {u.name: self.smaller(here, u) for u in units})
 
     def smaller(self, here: Subnet, unit: Unit) -> int:
         """The size of ``unit`` one step below that in ``here``."""
         return shrunk(unit, here[unit.name], self.window)
 
-    def note(self, bundle: int, here: Subnet, there: Subnet, lost: float) -> None:
-        """Note that the step of a bundle from ``here`` to ``there`` lost so much of the score."""
-        before, after = self._problem.prices([here, there])
-        self._rates[bundle] = lost / max(float(before - after), 1.0)
+    def losses(self, here: Subnet) -> NDArray[np.float64]:
+        """The coefficient of each unit near ``here``; the least ones are almost nothing, not 0.
 
-    def cheapest(self, here: Subnet, count: int) -> list[int]:
-        """The bundles that look cheapest, of those that ``here`` can still shrink."""
-        there = [i for i in range(len(self.bundles)) if self.step(here, i) != here]
-        return sorted(there, key=self._rates.__getitem__)[:count]
+        A unit that loses nothing would be spent whole, which nobody has seen.
+        """
+        self._learn()
+        gone = np.array([row for row, _ in self._rows.values()])
+        costs = np.array([cost for _, cost in self._rows.values()])
+        scores = np.array([self._record.scores[subnet] for subnet in self._rows])
+        mine, cost = self._gone(here) ** 2, self._problem.price(here) / self._top
+        score = self._record.scores.get(here, float(scores.max()))
+        near = np.exp(-(((costs - cost) / _NEAR) ** 2)) + 1e-3
+        found = _fit((gone**2 - mine), score - scores, near)
+        return np.maximum(found, 1e-3 * max(float(found.max()), 1e-30))
+
+    def rates(self, here: Subnet) -> NDArray[np.float64]:
+        """What the next step of each unit loses near ``here``, per cost saved."""
+        return self.losses(here) * self._growth(here) / self._saved(here)
 
     def descend(
         self,
@@ -109,23 +116,62 @@ class Losses:
         fits = np.flatnonzero(self._problem.prices(chain) <= rung)
         return chain[fits[0]] if len(fits) else chain[-1]
 
-    def _chain(self, here: Subnet, random: random.Random | None, but: Unit | None) -> list[Subnet]:
-        """All subnets from ``here`` to the smallest, one unit's step apart.
-
-        A unit's rate is taken to grow with each further step, so that the walk does not spend one
-        unit whole on the word of its first step.
-        """
-        heap = [
-            (self.rate(unit) * (random.lognormvariate(0, _NOISE) if random else 1.0), k, 1, unit)
-            for k, unit in enumerate(self._problem.space.units)
-            if unit != but
-        ]
+    def _chain(
+        self, here: Subnet, random: random.Random | None, but: Unit | None
+    ) -> list[Subnet]:
+        """All subnets from ``here`` to the smallest, one unit's step apart."""
+        rates, growth = self.rates(here), self._growth(here)
+        if random is not None:
+            rates = rates * [random.lognormvariate(0, _NOISE) for _ in rates]
+        units = self._problem.space.units
+        heap = [(float(rates[k]), k, 0) for k, unit in enumerate(units) if unit != but]
         heapq.heapify(heap)
         chain = [here]
         while heap:
-            rate, k, steps, unit = heapq.heappop(heap)
+            _, k, steps = heapq.heappop(heap)
+            unit = units[k]
             smaller = self.smaller(chain[-1], unit)
             if smaller < chain[-1][unit.name]:
                 chain.append(subnet_with(chain[-1], {unit.name: smaller}))
-                heapq.heappush(heap, (rate / steps * (steps + 1), k, steps + 1, unit))
+                worse = (growth[k] + 2 * (steps + 1)) / growth[k]
+                heapq.heappush(heap, (float(rates[k] * worse), k, steps + 1))
         return chain
+
+    def _growth(self, here: Subnet) -> NDArray[np.float64]:
+        """By how much the square of what is gone grows with the next step."""
+        return 2 * self._gone(here) + 1
+
+    def _gone(self, subnet: Subnet) -> NDArray[np.float64]:
+        """How many steps of each unit are removed."""
+        sizes = np.array([subnet[unit.name] for unit in self._problem.space.units])
+        return (self._sizes - sizes) / np.maximum(self._sizes * self.window, 1.0)
+
+    def _saved(self, here: Subnet) -> NDArray[np.float64]:
+        """What the next step of each unit saves."""
+        steps = [self.step(here, [unit]) for unit in self._problem.space.units]
+        prices = self._problem.prices([here, *steps])
+        return np.maximum(prices[0] - prices[1:], 1.0)
+
+    def _learn(self) -> None:
+        fresh = [subnet for subnet in self._record.scores if subnet not in self._rows]
+        if fresh:
+            for subnet, price in zip(fresh, self._problem.prices(fresh), strict=True):
+                self._rows[subnet] = self._gone(subnet), float(price) / self._top
+
+
+def _fit(
+    gone: NDArray[np.float64], lost: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Coefficients from 0 on by weighted least squares, drawn a little towards their mean."""
+    gram = gone.T @ (gone * weights[:, None])
+    right = gone.T @ (lost * weights)
+    ridge = _RIDGE * max(float(np.trace(gram)) / len(gram), 1e-30)
+    mean = max(0.0, float(right.sum()) / max(float(gram.sum()), 1e-30))
+    gram += ridge * np.eye(len(gram))
+    right += ridge * mean
+    found = np.full(len(gram), mean)
+    for _ in range(_SWEEPS):
+        for k in range(len(found)):
+            found[k] += (right[k] - gram[k] @ found) / gram[k, k]
+            found[k] = max(found[k], 0.0)
+    return found

@@ -50,6 +50,8 @@ class Evolution:
             if problem.left <= 0:
                 return
             asked: Any = algorithm.ask()
+            if asked is None or not len(asked):
+                return  # no subnet is left that it has not seen
             subnets = [genes.subnet(row) for row in asked.get("X")]
             scores = yield Round(subnets)
             costs = problem.prices(subnets) / top

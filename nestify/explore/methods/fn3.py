@@ -10,12 +10,14 @@ what is left of the budget, the widest gaps of the front are filled, and units t
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from nestify.errors import UsageError
-from nestify.explore.methods.descent import Losses, Record, even_share, ladder
+from nestify.explore.methods.descent import Damage, Record, even_share, ladder
 from nestify.explore.methods.refinement import refine
 from nestify.explore.rounds import Problem, Rounds
 from nestify.space import Subnet
@@ -55,28 +57,34 @@ class Fn3:
         yield from record.ask([smallest])
         if top is None or largest == smallest:
             return
-        losses = Losses(problem, self.window, min(len(problem.space.units), budget // 4))
-        yield from self._look(record, losses, largest, range(len(losses.bundles)))
+        damage = Damage(problem, record, self.window)
+        yield from record.ask(self._first_looks(problem, damage, budget // 4))
         left = budget - len(record.begun)
-        yield from self._descend(problem, record, losses, max(2, int((1 - self.refine) * left)))
-        yield from refine(problem, record, losses, budget)
+        yield from self._descend(problem, record, damage, max(2, int((1 - self.refine) * left)))
+        yield from refine(problem, record, damage, budget)
 
-    def _descend(self, problem: Problem, record: Record, losses: Losses, budget: int) -> Rounds:
+    def _first_looks(self, problem: Problem, damage: Damage, count: int) -> list[Subnet]:
+        """One step of each unit; of neighbours at once where there are more units than looks."""
+        largest, units = problem.space.largest(), problem.space.units
+        edges = np.linspace(0, len(units), min(len(units), max(1, count)) + 1).round().astype(int)
+        steps = (damage.step(largest, units[a:b]) for a, b in itertools.pairwise(edges))
+        return list(dict.fromkeys(step for step in steps if step != largest))
+
+    def _descend(self, problem: Problem, record: Record, damage: Damage, budget: int) -> Rounds:
         random = problem.random()
         end = len(record.begun) + budget
         rungs = ladder(problem, round(min(40, max(3, 1.5 * budget**0.5))))
         states = [problem.space.largest()]
         for i, rung in enumerate(rungs):
-            allowance = (end - len(record.begun)) // (len(rungs) - i)
-            width = max(1, min(len(states), allowance // 3))
-            each = allowance // width
-            looks = min(self.candidates, max(0, each - 2)) // 2 if i else 0
-            candidates: dict[Subnet, None] = {}
-            for state in states[:width]:
-                yield from self._look(record, losses, state, losses.cheapest(state, looks))
-                ways = min(self.candidates, max(2, each - looks))
-                candidates |= dict.fromkeys(self._ways(problem, losses, state, rung, ways, random))
-            fresh = list(candidates)[: max(1, end - len(record.begun))]
+            allowance = max(1, (end - len(record.begun)) // (len(rungs) - i))
+            width = max(1, min(len(states), allowance // 2))
+            ways = min(self.candidates, max(2, allowance // width))
+            candidates = dict.fromkeys(
+                there
+                for state in states[:width]
+                for there in self._ways(problem, damage, state, rung, ways, random)
+            )
+            fresh = [subnet for subnet in candidates if subnet not in record.begun][:allowance]
             values = yield from record.ask(fresh, keep=self.trajectories)
             ranked = sorted((-value, i) for i, value in enumerate(values) if value is not None)
             states = [fresh[i] for _, i in ranked[: self.trajectories]] or states
@@ -84,25 +92,13 @@ class Fn3:
     def _ways(
         self,
         problem: Problem,
-        losses: Losses,
+        damage: Damage,
         state: Subnet,
         rung: float,
         count: int,
         random: random.Random,
     ) -> list[Subnet]:
         """Ways from ``state`` down to ``rung``: by losses, evenly, by losses with some noise."""
-        made = [losses.descend(state, rung), even_share(problem, state, rung)]
-        made += [losses.descend(state, rung, random) for _ in range(count - 2)]
+        made = [damage.descend(state, rung), even_share(problem, state, rung)]
+        made += [damage.descend(state, rung, random) for _ in range(count - 2)]
         return made[:count]
-
-    def _look(
-        self, record: Record, losses: Losses, state: Subnet, bundles: Iterable[int]
-    ) -> Rounds:
-        """Score one step of each of ``bundles`` from ``state``, and note what it loses."""
-        if state not in record.scores:
-            return
-        steps = {i: there for i in bundles if (there := losses.step(state, i)) != state}
-        values = yield from record.ask(list(steps.values()))
-        for (i, there), value in zip(steps.items(), values, strict=True):
-            if value is not None:
-                losses.note(i, state, there, record.scores[state] - value)

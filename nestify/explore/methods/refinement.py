@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 
-from nestify.explore.methods.descent import Losses, Record
+from nestify.explore.methods.descent import Damage, Record
 from nestify.explore.methods.steps import between, grown, subnet_with
 from nestify.explore.rounds import Problem, Rounds
 from nestify.pareto import pareto
@@ -24,7 +24,7 @@ _ROUND = 4  # candidates for a gap
 _TRIES = 12  # trades that are drawn for one that fits
 
 
-def refine(problem: Problem, record: Record, losses: Losses, budget: int) -> Rounds:
+def refine(problem: Problem, record: Record, damage: Damage, budget: int) -> Rounds:
     """Score candidates for gaps until ``budget`` subnets are begun, or no gap gives a new one."""
     random = problem.random()
     tries: Counter[tuple[Subnet, Subnet]] = Counter()
@@ -33,7 +33,7 @@ def refine(problem: Problem, record: Record, losses: Losses, budget: int) -> Rou
         if gap is None:
             return
         tries[gap] += 1
-        found = dict.fromkeys(_candidates(problem, losses, random, *gap))
+        found = dict.fromkeys(_candidates(problem, damage, random, *gap))
         fresh = [subnet for subnet in found if subnet not in record.begun]
         yield from record.ask(fresh[: min(_ROUND, budget - len(record.begun))], keep=1)
 
@@ -57,32 +57,32 @@ def _widest(
 
 
 def _candidates(
-    problem: Problem, losses: Losses, random: random.Random, low: Subnet, high: Subnet
+    problem: Problem, damage: Damage, random: random.Random, low: Subnet, high: Subnet
 ) -> Iterator[Subnet]:
     """Subnets that cost at most what the middle of a gap does, or its end where units trade."""
     cheap, dear = (float(price) for price in problem.prices([low, high]))
     share = random.uniform(0.3, 0.7)
     middle = cheap + share * (dear - cheap)
     yield between(problem.space, low, high, share)
-    yield losses.descend(high, middle)
-    yield losses.descend(high, middle, random)
+    yield damage.descend(high, middle)
+    yield damage.descend(high, middle, random)
     traded = [
-        _traded(problem, losses, random, high, dear),
-        _traded(problem, losses, random, low, middle),
+        _traded(problem, damage, random, high, dear),
+        _traded(problem, damage, random, low, middle),
     ]
     yield from (subnet for subnet in traded if subnet is not None)
 
 
 def _traded(
-    problem: Problem, losses: Losses, random: random.Random, here: Subnet, most: float
+    problem: Problem, damage: Damage, random: random.Random, here: Subnet, most: float
 ) -> Subnet | None:
     """``here`` with one unit larger, and others smaller until it costs at most ``most``."""
     units = [unit for unit in problem.space.units if here[unit.name] < unit.size]
     if not units:
         return None
-    weights = [losses.rate(unit) for unit in units]
-    (unit,) = random.choices(units, weights)
-    larger = subnet_with(here, {unit.name: grown(unit, here[unit.name], losses.window)})
+    rates = dict(zip(problem.space.units, damage.rates(here).tolist(), strict=True))
+    (unit,) = random.choices(units, [rates[unit] for unit in units])
+    larger = subnet_with(here, {unit.name: grown(unit, here[unit.name], damage.window)})
     if problem.price(larger) <= most:
         return larger
-    return losses.descend(larger, most, random, but=unit)
+    return damage.descend(larger, most, random, but=unit)
