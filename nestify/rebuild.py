@@ -96,7 +96,8 @@ class Rebuilder:
         if op_name(node.target) == "group_norm" and self._lonely(activation, bound["num_groups"]):
             return None  # the module refuses a batch of one, where its op gives the bias
         raw = all(t is None or t.op == "get_attr" for t in own.values())
-        path = self._path(node, own) if raw and activation.op != "get_attr" else None
+        plain = activation.op != "get_attr" or self._switched(node)
+        path = self._path(node, own) if raw and plain else None
         if path is None:
             return None
         original = submodule(self.captured.model, path)

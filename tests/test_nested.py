@@ -148,6 +148,18 @@ def frozen_norm() -> nn.Module:
     return net
 
 
+class NormedTable(nn.Module):
+    """A norm of a learned table, which no batch runs through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.head = nn.Linear(6, 5), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        self.table = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.fc(x).relu() @ self.norm(self.table))
+
+
 class NormOverConcat(nn.Module):
     """The kept channels of the norm are no prefix of its own."""
 
@@ -168,6 +180,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "bn not affine": (lambda: conv_net(nn.BatchNorm2d(8, affine=False)), IMAGE),
     "bn untracked": (lambda: conv_net(nn.BatchNorm2d(8, track_running_stats=False)), IMAGE),
     "bn 1d": (lambda: mlp(nn.BatchNorm1d(12)), ROW),
+    "bn of a table": (NormedTable, ROW),
     "bn with activation": (lambda: conv_net(BatchNormAct(8)), IMAGE),
     "bn functional": (lambda: conv_net(FunctionalNorm(8)), IMAGE),
     "bn functional, own names": (lambda: conv_net(NamedLikeBatchNorm(8, follows=True)), IMAGE),

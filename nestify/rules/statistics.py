@@ -24,7 +24,8 @@ def _own(call: Call, switch: str, *, first: int) -> None:
     """The line, and torch's own condition: a single value has no spread.
 
     A weight that is standardised (no batch among its dims) is an operand of the op itself, which
-    takes a single value and gives the bias.
+    takes a single value and gives the bias; a weight under a norm with running statistics is that
+    of a module, which in training takes statistics over it.
     """
     CHANNEL_NORM(call)
     dims = call.need("input")
@@ -32,7 +33,7 @@ def _own(call: Call, switch: str, *, first: int) -> None:
     weight = call.op == "batch_norm" and not any(
         dim.batch for expr in counted for dim in dims_of(expr)
     )
-    if call.args[switch] and not weight:
+    if (call.args[switch] and not weight) or (weight and call.args["running_mean"] is not None):
         call.plural.append(
             (counted, call.why(f"{call.op} takes statistics over this dim, of two values at least"))
         )

@@ -294,7 +294,7 @@ add(
 add(
     "batch_norm",
     lambda x, m, v, w, b: F.batch_norm(x, m, v, w, b),
-    "2* 4* 3* 3*, s: 4*, s: 4*, 4*, 4*",
+    "2 4* 3 3, s: 4*, s: 4*, 4*, 4*",
 )
 add("batch_norm:plain", lambda x, m, v: F.batch_norm(x, m, v), "B 4, s: 4, s: 4")
 add("batch_norm:own", lambda x: F.batch_norm(x, None, None, training=True), "2* 4* 3*")
