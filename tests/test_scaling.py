@@ -118,6 +118,8 @@ def test_a_transformer_of_96_layers_and_170_billion_parameters_needs_no_weights(
 @pytest.mark.parametrize("shape", ["residual convs", "slices of one dim"])
 def test_twenty_thousand_nodes_need_no_deep_stack(shape: str) -> None:
     source = BUILDERS[shape](20_000)
+    assert len(source.graph.nodes) >= 19_000
+    assert all(tensor.is_meta for tensor in source.tensors.values())
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(300)
     try:
