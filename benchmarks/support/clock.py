@@ -20,7 +20,7 @@ from tabulate import tabulate
 T = TypeVar("T")
 Row = dict[str, Any]
 RESULTS = Path(__file__).parents[1] / "results"
-PACKAGES = ("nestify", "torch", "torchvision", "torch-pruning", "numpy")
+PACKAGES = ("nestify", "torch", "torchvision", "torch-pruning", "nvidia-modelopt", "numpy")
 
 
 class Spent(NamedTuple):
