@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from nestify.aliasing import written_operands
 from nestify.calibration import BatchStatistics
 from nestify.cuts import Cuts, Mark
-from nestify.recognition import Look, Weights, look_at, twin
+from nestify.recognition import UNCHANGED, Look, Weights, look_at, twin
 from nestify.running import Bound, Run
 from nestify.states import Inputs, State, States, storages_of
 
@@ -74,7 +74,8 @@ class Reuse:
         changed = None if look is None else self.weights.first_change(root)
         if look is None or changed is None:
             return run.finish()
-        self.states.drop_where(lambda state: state.place >= changed)
+        if changed != UNCHANGED:
+            self.states.drop_where(lambda state: state.place >= changed)
         return _Pass(self, run, look, tokens, norms).outputs()
 
 
@@ -119,7 +120,7 @@ class _Pass:
     def _start(self) -> dict[int, Mark]:
         """Go to the last cut whose state is known; returns the cuts behind by their steps."""
         for i in reversed(range(len(self.marks) if self.inputs is not None else 0)):
-            state = self.states.get(self._key(self.marks[i]))
+            state = self.states.get((self.inputs, self._key(self.marks[i])))
             if state is not None:
                 self.reuse.hits += 1
                 self.run.resume(self.marks[i].step, state.values)
@@ -130,15 +131,18 @@ class _Pass:
         return {mark.step: mark for mark in self.marks}
 
     def _key(self, mark: Mark) -> Hashable:
-        """What decides the values that cross a cut."""
+        """What beside the inputs decides the values that cross a cut."""
         read = bisect_right(self.tokens, mark.place, key=itemgetter(0))
         own = tuple(self.tokens[:read])
-        return self.inputs, self.norms is not None, mark.place, mark.slots, mark.sizes, own
+        return self.norms is not None, mark.place, mark.slots, mark.sizes, own
 
     def _keep(self, mark: Mark) -> None:
         """Keep what crosses a cut as it is; only what lies in the caller's memory is copied."""
+        key = self._key(mark)
         values = {slot: self.run.env[slot] for slot in mark.slots}
-        if not all(map(_is_plain, pytree.tree_leaves(values))):
+        if not self.states.wants((self.look.key, key)) or not all(
+            map(_is_plain, pytree.tree_leaves(values))
+        ):
             return
         values = {slot: pytree.tree_map(self._copied, value) for slot, value in values.items()}
         moments = () if self.norms is None else tuple(self.norms.batch)
@@ -147,8 +151,9 @@ class _Pass:
         found = storages_of([values, moments, self.inputs.tensors])
         addresses = self.reuse.weights.addresses
         storages = {address: size for address, size in found.items() if address not in addresses}
-        key = self._key(mark)
-        self.states.add(State(key, mark.place, self.inputs, values, moments, storages))
+        self.states.add(
+            State((self.inputs, key), mark.place, self.inputs, values, moments, storages)
+        )
 
     def _copied(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or not storages_of(value).keys() & self.given:

@@ -16,6 +16,9 @@ from nestify.recognition import Look, twin
 __all__ = ["Inputs", "State", "States", "storages_of"]
 
 
+_REMEMBERED = 1 << 16
+
+
 @dataclass(eq=False)
 class Inputs:
     """Inputs that were seen: copies of their own, and how many states belong to them."""
@@ -51,7 +54,8 @@ class States:
 
     Where they take more than ``limit_bytes``, the one of two drawn at random that was used longer
     ago goes. Dropping the oldest of all would leave nothing that is used again where one pass over
-    the data is larger than the limit.
+    the data is larger than the limit. Once that was so, a state is kept only when it is wanted for
+    the second time: most of what a candidate has behind its own choice no other one will share.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -62,6 +66,7 @@ class States:
         self._states: dict[Hashable, State] = {}
         self._order: list[State] = []
         self._held: dict[int, tuple[int, int]] = {}  # address -> bytes, states that hold it
+        self._refused: dict[int, None] | None = None
 
     def __len__(self) -> int:
         return len(self._order)
@@ -77,6 +82,21 @@ class States:
         if found is not None:
             self._touch(found)
         return found
+
+    def wants(self, name: Hashable) -> bool:
+        """Whether a state of that name should be kept; once there was no room, only one that was
+        refused before.
+        """
+        if self._refused is None:
+            return True
+        name = hash(name)
+        if name in self._refused:
+            del self._refused[name]
+            return True
+        self._refused[name] = None
+        if len(self._refused) > _REMEMBERED:
+            del self._refused[next(iter(self._refused))]
+        return False
 
     def holds(self, address: int) -> bool:
         """Whether some state keeps what lies there."""
@@ -99,6 +119,7 @@ class States:
             self._held[address] = size, holders + 1
         self.bytes_held += sum(new.values())
         while self.bytes_held > self.limit_bytes:
+            self._refused = {} if self._refused is None else self._refused
             drawn = self._random.choices(self._order, k=2)
             self.drop(min(drawn, key=lambda state: state.used))
 

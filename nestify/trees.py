@@ -6,7 +6,7 @@ The tree is walked through the modules' own registries, not by attribute: a chil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ __all__ = [
     "put_tensor",
     "skeleton",
     "submodule",
+    "tensors_at",
     "tensors_of",
 ]
 
@@ -85,6 +86,15 @@ def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
         if found is not None:
             return found
     return getattr(owner, leaf)
+
+
+def tensors_at(owner: nn.Module, leaves: Sequence[str]) -> list[torch.Tensor]:
+    """The parameters and buffers of one module by their own names, which must be there."""
+    parameters, buffers = vars(owner)["_parameters"], vars(owner)["_buffers"]
+    found = [parameters[leaf] if leaf in parameters else buffers[leaf] for leaf in leaves]
+    if any(tensor is None for tensor in found):
+        raise KeyError(leaves)
+    return found
 
 
 def is_saved(root: nn.Module, name: str) -> bool:
