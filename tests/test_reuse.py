@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import nestify
+from nestify import cuts
 from nestify.fuzz.build import build as build_fuzz
 from nestify.fuzz.build import double_precision, model_of
 from nestify.fuzz.build import example_inputs as fuzz_inputs
 from nestify.fuzz.chunks import Settings, model_spec
 from nestify.fuzz.table import form_table
+from nestify.groups import Graph
 from nestify.recognition import same_bits
 from nestify.states import State, States
 from tests.laws.equalities import EVERYTHING
@@ -138,6 +140,42 @@ def test_reuse_changes_no_bit(name: str, limit: int, kept: list[tuple[State, Any
     assert all(map(same, nested.state_dict().values(), final.values()))
     assert reuse.hits > 10 or limit < 1 << 30
     assert reuse.bytes_held == 0
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_cuts_lie_where_nothing_that_crosses_is_written(name: str) -> None:
+    """All states of a pass outlive it."""
+    nested, batches = nest(name)
+    with torch.no_grad(), nested.reusing() as reuse:
+        evaluate(nested, batches)
+        marks = sum(
+            len(reuse.cuts.of(nested._bind(nested.space.largest(), len(batch[0]))))  # pyright: ignore[reportPrivateUsage]  # how many there should be
+            for batch in batches
+        )
+        assert len(reuse.states) == marks > 0
+
+
+@pytest.mark.parametrize("name", ["residual", "dense", "noise", "vit"])
+def test_writes_into_what_is_kept_are_seen_where_no_analysis_saw_them(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some op may hand on its operand unknown to the table."""
+
+    def alone(graph: Graph) -> dict[fx.Node, fx.Node]:
+        return {node: node for node in graph.nodes}
+
+    def nothing(node: fx.Node) -> list[fx.Node]:
+        return []
+
+    monkeypatch.setattr(cuts, "roots", alone)
+    monkeypatch.setattr(cuts, "written_operands", nothing)
+    nested, batches = nest(name)
+    plan = visits(nested, 8, len(batches))
+    with torch.no_grad():
+        expected = walk(nested, plan, batches)
+        with nested.reusing() as reuse:
+            assert all(map(same, walk(nested, plan, batches), expected))
+            assert reuse.hits > 0
 
 
 @settings(max_examples=40)
