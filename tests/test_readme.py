@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -14,6 +15,12 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+GUIDES = {
+    f"{page.stem}-{i}": text
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    for i, (kind, text) in enumerate(re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.DOTALL))
+    if kind == "python" and text.startswith("import")  # others go on from one before
+}
 COMMANDS = [[line for line in text.splitlines() if line] for kind, text in BLOCKS if kind == "sh"]
 
 
@@ -25,6 +32,20 @@ def make_targets() -> set[str]:
 def test_snippets_run(snippet: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("snippet", GUIDES.values(), ids=GUIDES)
+def test_guides_run(snippet: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # they import from examples/
+    done = subprocess.run(
+        [sys.executable, "-c", snippet],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
