@@ -11,7 +11,8 @@ of guessing, as a share of the whole rectangle.
 ``algorithm1`` is FN3's Algorithm 1 to the letter: one block a step, every candidate scored on all
 images, nothing reused. All others run as they ship: images in batches, so that candidates which are
 clearly behind are stopped; activations that subnets share are kept. On a third network every subnet
-is scored, which gives the true front. One thread, one method after the other.
+is scored, which gives the true front. One process, one thread, one method after the other; seconds
+are of processor time, which other load on the machine hardly changes.
 
 Prints tables and writes ``results/search.json``.
 """
@@ -55,7 +56,7 @@ class Recorder:
         self.nested, self.scorer = nested, scorer
         self.seen: dict[Subnet, list[Tensor]] = {}
         self.done: list[tuple[float, Subnet, float]] = []
-        self.start = time.perf_counter()
+        self.start = time.process_time()
 
     def whole(self, model: nn.Module) -> float:
         """The accuracy on all images."""
@@ -73,7 +74,7 @@ class Recorder:
         return right
 
     def _note(self, score: float) -> None:
-        self.done.append((time.perf_counter() - self.start, self.nested.active, score))
+        self.done.append((time.process_time() - self.start, self.nested.active, score))
 
     def events(self) -> list[Event]:
         """All that was scored whole, in order."""

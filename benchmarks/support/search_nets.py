@@ -62,8 +62,8 @@ def small() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 
-MOBILENET = Subject("MobileNetV2-like", mobilenet, "fn3-channel{where=all,step=4}")
-RESNEXT = Subject("ResNeXt-like, 9 x 8 paths", resnext, "fn3-path+fn3-channel{where=all,step=2}")
+MOBILENET = Subject("MobileNetV2-like", mobilenet, "fn3-channel{where=all,step=8}")
+RESNEXT = Subject("ResNeXt-like, 9 x 8 paths", resnext, "fn3-path+fn3-channel{where=all,step=4}")
 SMALL = Subject("three convolutions", small, "fn3-channel{where=all,step=2}")
 
 
