@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +52,18 @@ def ladder(problem: Problem, rungs: int) -> list[float]:
 
 def even_share(problem: Problem, here: Subnet, rung: float) -> Subnet:
     """Shrink every unit by the same share, as little as brings the cost to ``rung``."""
-    subnets = [scaled(problem.space, here, float(share)) for share in np.linspace(1, 0, 65)]
-    fits = np.flatnonzero(problem.prices(subnets) <= rung)
-    return subnets[fits[0]] if len(fits) else subnets[-1]
+    return _first_within(problem, rung, 64, lambda k: scaled(problem.space, here, 1 - k / 64))
+
+
+def _first_within(
+    problem: Problem, rung: float, count: int, subnet: Callable[[int], Subnet]
+) -> Subnet:
+    """The first of the subnets 0 to ``count``, of falling cost, that costs at most ``rung``."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if problem.price(subnet(middle)) <= rung else (middle + 1, high)
+    return subnet(low)
 
 
 class Damage:
@@ -73,6 +82,7 @@ class Damage:
         self._sizes = np.array([unit.size for unit in units], dtype=np.float64)
         self._top = problem.price(problem.space.largest())
         self._rows: dict[Subnet, tuple[NDArray[np.float64], float]] = {}
+        self._known: dict[tuple[Subnet, int], NDArray[np.float64]] = {}
 
     def step(self, here: Subnet, units: Sequence[Unit]) -> Subnet:
         """``here`` with each of ``units`` one step smaller."""
@@ -88,6 +98,12 @@ class Damage:
         A unit that loses nothing would be spent whole, which nobody has seen.
         """
         self._learn()
+        key = here, len(self._rows)
+        if key not in self._known:
+            self._known = {key: self._fitted(here)}  # asked for several times in a row
+        return self._known[key]
+
+    def _fitted(self, here: Subnet) -> NDArray[np.float64]:
         gone = np.array([row for row, _ in self._rows.values()])
         costs = np.array([cost for _, cost in self._rows.values()])
         scores = np.array([self._record.scores[subnet] for subnet in self._rows])
@@ -112,30 +128,32 @@ class Damage:
 
         ``random`` makes it a variation: losses with noise. The unit ``but`` stays.
         """
-        chain = self._chain(here, random, but)
-        fits = np.flatnonzero(self._problem.prices(chain) <= rung)
-        return chain[fits[0]] if len(fits) else chain[-1]
+        moves = self._moves(here, random, but)
+        return _first_within(
+            self._problem, rung, len(moves), lambda k: subnet_with(here, dict(moves[:k]))
+        )
 
-    def _chain(
+    def _moves(
         self, here: Subnet, random: random.Random | None, but: Unit | None
-    ) -> list[Subnet]:
-        """All subnets from ``here`` to the smallest, one unit's step apart."""
+    ) -> list[tuple[str, int]]:
+        """All single steps from ``here`` to the smallest subnet: which unit, and to which size."""
         rates, growth = self.rates(here), self._growth(here)
         if random is not None:
             rates = rates * [random.lognormvariate(0, _NOISE) for _ in rates]
         units = self._problem.space.units
         heap = [(float(rates[k]), k, 0) for k, unit in enumerate(units) if unit != but]
         heapq.heapify(heap)
-        chain = [here]
+        sizes = [here[unit.name] for unit in units]
+        moves: list[tuple[str, int]] = []
         while heap:
             _, k, steps = heapq.heappop(heap)
-            unit = units[k]
-            smaller = self.smaller(chain[-1], unit)
-            if smaller < chain[-1][unit.name]:
-                chain.append(subnet_with(chain[-1], {unit.name: smaller}))
+            smaller = shrunk(units[k], sizes[k], self.window)
+            if smaller < sizes[k]:
+                sizes[k] = smaller
+                moves.append((units[k].name, smaller))
                 worse = (growth[k] + 2 * (steps + 1)) / growth[k]
                 heapq.heappush(heap, (float(rates[k] * worse), k, steps + 1))
-        return chain
+        return moves
 
     def _growth(self, here: Subnet) -> NDArray[np.float64]:
         """By how much the square of what is gone grows with the next step."""
