@@ -35,13 +35,14 @@ __all__ = ["EVERYTHING", "Case", "Failure", "check", "check_model", "elastic_cal
 Inputs = tuple[torch.Tensor, ...]
 EVERYTHING = "fn3-channel{where=all}+fn3-neuron{where=all}+fn3-head+fn3-path+fn3-layer"
 TOLERANCE = 1e-10
-# How decompositions refuse the values of a subnet, where a smaller net leaves their domain.
+# How ops refuse the values of a subnet, where a smaller net leaves their domain.
 _OUT_OF_DOMAIN = (
     "infs or NaNs",
     "positive-definite",
     "failed to converge",
     "singular",
     "NaN or inf",
+    "invalid Poisson rate",
 )
 _TINY = 1e-14  # a few units in the last place
 
