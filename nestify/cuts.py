@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from nestify.aliasing import roots, statistics_of, written_operands
 from nestify.depth import sums_of_blocks
-from nestify.dims import Dim, all_dims
+from nestify.dims import Dim, Expr, all_dims
 from nestify.groups import Graph
 from nestify.program import Program
 from nestify.rules import bind_arguments, op_name
@@ -168,16 +168,15 @@ def _first_uses(graph: Graph, slots: dict[fx.Node, int]) -> dict[int, list[Dim]]
     names = {unit.name for unit in graph.units}
     chosen = {group.dim for group in graph.groups if group.name in names}
     sums = sums_of_blocks(graph)
-    seen: set[Dim] = set()
+    seen: dict[int, Expr] = {}
     found: dict[int, list[Dim]] = {}
     for node, call in graph.calls.items():
-        attrs = [n for n in node.all_input_nodes if n.op == "get_attr"]
-        exprs = pytree.tree_leaves([list(call.literals.values()), [graph.dims[n] for n in attrs]])
-        met = all_dims(e for e in exprs if e is not None and not isinstance(e, int))
-        new = [dim for dim in met if dim in chosen and dim not in seen]
+        attrs = [graph.dims[n] for n in node.all_input_nodes if n.op == "get_attr"]
+        exprs = pytree.tree_leaves([list(call.literals.values()), attrs])
+        spelled = (e for e in exprs if e is not None and not isinstance(e, int))
+        new = [dim for dim in all_dims(spelled, seen=seen) if dim in chosen]
         new += [sums[node][0].presence] if node in sums else []
         if new:
-            seen.update(new)
             found[slots[node]] = new
     return found
 

@@ -21,6 +21,7 @@ from benchmarks.support.networks import transformer
 from benchmarks.support.synthetic import BUILDERS
 from nestify.blocks import immediate_dominators
 from nestify.cost import Pricing
+from nestify.cuts import Cuts
 from nestify.dims import Const, Dim, Expr, Product, concat
 from nestify.extract import emit
 from nestify.groups import Graph, analyse
@@ -78,6 +79,7 @@ STAGES: dict[str, Callable[[Graph], Any]] = {
     "pricing of layers": lambda graph: Pricing(layered(graph)).costs({}, 1),
     "a program of half the layers": lambda graph: Program(layered(graph)).bind(half(graph), 2),
     "program": lambda graph: Program(graph).bind(Keep({}), 2),
+    "cuts": lambda graph: (program := Program(graph), Cuts(program).of(program.bind(Keep({}), 2))),
     "emit": lambda graph: emit(graph, graph.capture.tensors, Keep({})),
 }
 

@@ -223,10 +223,13 @@ def dims_of(expr: Expr) -> Iterator[Dim]:
     return (leaf for leaf in leaves_of(expr) if isinstance(leaf, Dim))
 
 
-def all_dims(exprs: Iterable[Expr], *, inside: bool = False) -> set[Dim]:
+def all_dims(
+    exprs: Iterable[Expr], *, inside: bool = False, seen: dict[int, Expr] | None = None
+) -> set[Dim]:
     """The elastic Dims of many expressions; parts that they share are visited once.
 
-    With ``inside`` only Dims that are part of a larger expression.
+    With ``inside`` only Dims that are part of a larger expression; with ``seen`` none that an
+    earlier call with it visited.
 
     >>> a, b = Dim(2), Dim(3)
     >>> all_dims([a, b]) == {a, b}, all_dims([a, Product((b, Const(2)))], inside=True) == {b}
@@ -234,13 +237,16 @@ def all_dims(exprs: Iterable[Expr], *, inside: bool = False) -> set[Dim]:
     """
     roots = [_root(expr) for expr in exprs]
     stack = [part for root in roots for part in _parts(root)] if inside else roots
-    seen: dict[int, Expr] = {}
+    seen = {} if seen is None else seen
+    found: set[Dim] = set()
     while stack:
         top = _root(stack.pop())
         if id(top) not in seen:
             seen[id(top)] = top
             stack.extend(_parts(top))
-    return {top for top in seen.values() if isinstance(top, Dim)}
+            if isinstance(top, Dim):
+                found.add(top)
+    return found
 
 
 def fix(expr: Expr, why: Reason) -> None:
