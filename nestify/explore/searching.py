@@ -190,8 +190,8 @@ def _explore(
         try:
             asked = next(rounds)
             while True:
-                fits = max(1, problem.left)  # the largest subnet is scored in any case
-                asked = rounds.send(ledger.ask(asked, most=fits))
+                first = int(not ledger.begun)  # the largest subnet is scored in any case
+                asked = rounds.send(ledger.ask(asked, most=max(first, problem.left)))
         except StopIteration:
             pass
     ledger.ask(Round([space.largest(), space.smallest()]))
