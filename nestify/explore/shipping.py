@@ -11,7 +11,8 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 import cloudpickle
@@ -64,7 +65,13 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, NestedModel):
             return _rebuilt, _parts(obj)
+        if isinstance(obj, CodeType):  # cloudpickle forgets the file, which errors must name
+            return _located, (*self.dispatch_table[CodeType](obj), obj.co_filename)
         return super().reducer_override(obj)
+
+
+def _located(make: Callable[..., CodeType], parts: tuple[Any, ...], file: str) -> CodeType:
+    return make(*parts).replace(co_filename=file)
 
 
 def _parts(nested: NestedModel) -> tuple[Any, ...]:
