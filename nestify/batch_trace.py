@@ -1,7 +1,8 @@
-"""What follows the batch size beside shapes: numbers that the traced code worked out from it.
+"""What follows the batch size, and what does not: a second trace at another batch size tells.
 
-``x.sum(0) / len(x)`` divides by a number that a trace bakes in. A second trace at another batch
-size tells such numbers from true constants. It is made only where calls compute with numbers.
+``x.sum(0) / len(x)`` divides by a number that a trace bakes in; ``x[:2]`` has one that happens to
+be the batch size. The second trace is made only where calls compute with numbers, or spell sizes of
+which one is the batch.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ _NUMBERS = frozenset(
     "correction scale threshold tensor1 tensor2 diagonal k".split()
 )
 
+_SIZES = frozenset("size shape sizes split_sizes".split())
+
 
 class BatchArguments(NamedTuple):
     """Arguments whose value differs at another batch size, with that value; ``refused`` says why
     the model has no other batch size, and ``elsewhere`` names the first call that only one of the
-    two sizes makes.
+    two sizes makes. ``sizes`` are those of all tensors that a call gives with one sample more.
     """
 
     values: Mapping[tuple[str, str], Any]
+    sizes: Mapping[str, tuple[int, ...]]
     refused: str = ""
     elsewhere: str = ""
 
@@ -49,8 +53,9 @@ def batch_arguments(
 
     Call it where the model is in eval mode, with its stochastic modules marked.
     """
-    if not any(batched) or not any(_computes_with_numbers(node) for node in graph.nodes):
-        return BatchArguments({})
+    size = next((leaf.shape[0] for leaf, wide in zip(flat, batched, strict=True) if wide), 0)
+    if not size or not any(_holds_numbers(node, size) for node in graph.nodes):
+        return BatchArguments({}, {})
     longer = [
         torch.cat([leaf, leaf[:1]]) if wide else leaf
         for leaf, wide in zip(flat, batched, strict=True)
@@ -59,19 +64,30 @@ def batch_arguments(
     try:
         other = lower(model, export_program(model, args, kwargs)).graph
     except CaptureError as error:
-        return BatchArguments({}, refused=str(error))
+        return BatchArguments({}, {}, refused=str(error))
     pairs, mine, theirs = align(graph, other)
     values = {(n.name, key): value for n, twin in pairs for key, value in _differences(n, twin)}
     alone = [*mine, *theirs]
-    return BatchArguments(values, elsewhere=alone[0].name if alone else "")
+    sizes = {node.name: _sizes(twin) for node, twin in pairs if _sizes(node) and _sizes(twin)}
+    return BatchArguments(values, sizes, elsewhere=alone[0].name if alone else "")
 
 
-def _computes_with_numbers(node: fx.Node) -> bool:
+def _holds_numbers(node: fx.Node, batch: int) -> bool:
+    """Whether a call computes with a number, or spells sizes of which one is the batch."""
     if node.op != "call_function":
         return False
     names = list(bind_arguments(node))
     given = [*zip(names, node.args, strict=False), *node.kwargs.items()]
-    return any(name in _NUMBERS and _is_number(value) for name, value in given)
+    return any(
+        (name in _NUMBERS and _is_number(value))
+        or (name in _SIZES and isinstance(value, list | tuple) and batch in value)
+        for name, value in given
+    )
+
+
+def _sizes(node: fx.Node) -> tuple[int, ...]:
+    tensors = pytree.tree_leaves(node.meta.get("val"))
+    return tuple(int(n) for t in tensors if isinstance(t, torch.Tensor) for n in t.shape)
 
 
 def _is_number(value: Any) -> bool:

@@ -55,7 +55,7 @@ class Capture:
     notes: tuple[str, ...] = ()
     mode_args: Mapping[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])
     tiled: bool = False
-    by_batch: BatchArguments = field(default_factory=lambda: BatchArguments({}))
+    by_batch: BatchArguments = field(default_factory=lambda: BatchArguments({}, {}))
 
 
 def capture(

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from nestify.batches import Batch
 from nestify.blocks import find_blocks
 from nestify.capture import Capture, source_line
 from nestify.dims import Const, Dim, Expr, Reason, dims_of, fix, leaves_of, new_dim
@@ -237,8 +238,9 @@ def analyse(captured: Capture) -> Graph:
             _fix_outputs(graph, node)
     fix_numbered(graph.calls.values())
     fix_plural(graph.calls.values())
-    _fix_batch_in_tensors(graph)
-    _fix_batch_in_numbers(graph)
+    if graph.example_batch is not None:
+        traced = captured.by_batch
+        Batch(graph.example_batch, traced, graph.calls, graph.dims, graph.tensor_dims).check()
     return graph
 
 
@@ -305,46 +307,6 @@ def _fix_outputs(graph: Graph, node: fx.Node) -> None:
             )
             for dim in [dim for dim in dims_of(expr) if not dim.batch]:
                 fix(dim, why)
-
-
-def _fix_batch_in_tensors(graph: Graph) -> None:
-    """A parameter or buffer that meets the batch dim has the example's batch size baked in."""
-    for name, dims in graph.tensor_dims.items():
-        for expr in dims:
-            for dim in list(dims_of(expr)):
-                if dim.batch:
-                    text = f"{name} is as long as the example's batch"
-                    fix(dim, Reason(name, "get_attr", text, "batch"))
-
-
-def _fix_batch_in_numbers(graph: Graph) -> None:
-    """A number worked out from the batch size is baked in, unless a rule spells it."""
-    found = graph.capture.by_batch
-    calls = {node.name: call for node, call in graph.calls.items()}
-    for (name, argument), other in found.values.items():
-        call = calls[name]
-        value = call.args[argument]
-        if not _spelled(call.literals.get(argument), value, other):
-            text = f"computes with {value!r}, which is {other!r} with one sample more"
-            _fix_batch(graph, call.why(text)._replace(kind="batch"))
-    if found.elsewhere:
-        why = Reason(found.elsewhere, "call", "is made at one batch size only", "batch")
-        _fix_batch(graph, why)
-    if found.refused:
-        _fix_batch(graph, Reason("", "input", found.refused, "batch"))
-
-
-def _spelled(literal: Any, value: Any, other: Any) -> bool:
-    """Whether what differs between two batch sizes is a size that a rule explains."""
-    if isinstance(literal, tuple):
-        pairs = zip(literal, value, other, strict=False)
-        return all(expr is not None or mine == theirs for expr, mine, theirs in pairs)
-    return literal is not None and not isinstance(literal, int)
-
-
-def _fix_batch(graph: Graph, why: Reason) -> None:
-    if graph.example_batch is not None:
-        fix(graph.example_batch, why)
 
 
 def _kind(dim: Dim, where: list[Site], tensors: Mapping[str, torch.Tensor]) -> str:

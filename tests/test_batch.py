@@ -95,6 +95,46 @@ class Halving(Centred):
         return self.head(y)
 
 
+class FirstTwo(Centred):
+    """Reads two samples whatever the batch: a number that is the example's batch size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.up(x))
+        return self.head(y[:2].mean(0, keepdim=True))
+
+
+class LastTwo(Centred):
+    """The same from the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.up(x))
+        return self.head(y[-2:].mean(0, keepdim=True))
+
+
+class Narrowed(Centred):
+    """The same, by a call of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.up(x))
+        return self.head(y.narrow(0, 0, 2).mean(0, keepdim=True))
+
+
+class TwoRows(Centred):
+    """The batch read as two rows, with no number that it computes with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.up(x))
+        return self.head(y.reshape(2, -1, 6).mean(1))
+
+
+class InTwos(Centred):
+    """The first two samples of the batch cut in twos."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.up(x))
+        return self.head(y.split(2)[0].mean(0, keepdim=True))
+
+
 @pytest.mark.parametrize(
     ("cls", "words"),
     [
@@ -102,6 +142,11 @@ class Halving(Centred):
         (Unbiased, "computes with 1, which is 2 with one sample more"),
         (Switching, "is made at one batch size only"),
         (Halving, "pairs, please"),
+        (FirstTwo, "gives a size of 2 with one sample more, where 3 was expected"),
+        (LastTwo, "gives a size of 2 with one sample more, where 3 was expected"),
+        (Narrowed, "gives a size of 2 with one sample more, where 3 was expected"),
+        (TwoRows, "is invalid for input of size 18"),
+        (InTwos, "with one sample more"),
     ],
 )
 def test_numbers_worked_out_from_the_batch_size_fix_it(cls: type[nn.Module], words: str) -> None:
@@ -120,6 +165,18 @@ def test_a_single_sample_stays_single_where_the_code_computes_with_the_batch_siz
     model, x = Centred().double(), torch.randn(1, 4, dtype=torch.float64)
     assert nestify.trace(model, (x,)).batch is None
     assert check_laws(model, (x,), subnets=4) == 1
+
+
+def test_sizes_of_the_input_leave_the_batch_free() -> None:
+    """The same cuts and shapes as above, with the batch size taken from the input."""
+
+    class Rows(Centred):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(self.up(x))
+            y = y.reshape(x.shape[0], -1, 6).narrow(0, 0, len(x))[: len(x)]
+            return self.head(y.split(len(x))[0].mean(1))
+
+    assert nestify.trace(Rows(), (torch.randn(2, 4),)).batch is not None
 
 
 def test_numbers_that_stay_leave_the_batch_free() -> None:

@@ -41,7 +41,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "batch_trace",
         "capture",
     ),
-    "groups": ("blocks", "groups"),
+    "groups": ("batches", "blocks", "groups"),
     "slicing": ("slicing", "keeping", "polynomials", "depth", "rewriting"),
     "cost": ("modules", "peaks", "cost"),
     "targets": ("targets",),
