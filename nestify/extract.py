@@ -77,8 +77,8 @@ def module_tree(graph: Graph) -> nn.Module:
 
 
 def norm_paths(graph: Graph) -> dict[fx.Node, str]:
-    """The module of each batch norm call that is a BatchNorm with running statistics in an extracted
-    network.
+    """The module of each batch norm call that an extracted network makes a BatchNorm of, with
+    running statistics.
     """
     emitter = _Emitter(
         graph, {name: tensor.to("meta") for name, tensor in graph.capture.tensors.items()}, Keep({})
