@@ -1,8 +1,8 @@
 """What follows the batch size, and what does not: a second trace at another batch size tells.
 
 ``x.sum(0) / len(x)`` divides by a number that a trace bakes in; ``x[:2]`` has one that happens to
-be the batch size. The second trace is made only where calls compute with numbers, or spell sizes of
-which one is the batch.
+be the batch size. The second trace is made only where calls compute with numbers, or spell sizes
+that the batch divides.
 """
 
 from __future__ import annotations
@@ -73,16 +73,20 @@ def batch_arguments(
 
 
 def _holds_numbers(node: fx.Node, batch: int) -> bool:
-    """Whether a call computes with a number, or spells sizes of which one is the batch."""
+    """Whether a call computes with a number, or spells a size that the batch divides."""
     if node.op != "call_function":
         return False
     names = list(bind_arguments(node))
     given = [*zip(names, node.args, strict=False), *node.kwargs.items()]
     return any(
         (name in _NUMBERS and _is_number(value))
-        or (name in _SIZES and isinstance(value, list | tuple) and batch in value)
+        or (name in _SIZES and isinstance(value, list | tuple) and _has_multiple(value, batch))
         for name, value in given
     )
+
+
+def _has_multiple(sizes: Sequence[Any], batch: int) -> bool:
+    return any(isinstance(size, int) and size > 0 and size % batch == 0 for size in sizes)
 
 
 def _sizes(node: fx.Node) -> tuple[int, ...]:

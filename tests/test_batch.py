@@ -127,6 +127,14 @@ class TwoRows(Centred):
         return self.head(y.reshape(2, -1, 6).mean(1))
 
 
+class SixRows(Centred):
+    """Two samples of three rows each, told by one number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.up(x[:, None].expand(-1, 3, 4)))
+        return self.head(y).reshape(6, -1)
+
+
 class InTwos(Centred):
     """The first two samples of the batch cut in twos."""
 
@@ -146,6 +154,7 @@ class InTwos(Centred):
         (LastTwo, "gives a size of 2 with one sample more, where 3 was expected"),
         (Narrowed, "gives a size of 2 with one sample more, where 3 was expected"),
         (TwoRows, "is invalid for input of size 18"),
+        (SixRows, "gives a size of 6 with one sample more, where 9 was expected"),
         (InTwos, "with one sample more"),
     ],
 )

@@ -259,13 +259,13 @@ form(
     "max_unpool2d",
     "F.max_unpool2d(*F.max_pool2d({x}, 2, return_indices=True), 2)",
     x="t: n c h w",
-    when="h > 1 and w > 1",
+    when="h % 2 == w % 2 == 0",  # else a place may lie outside of the smaller map
 )
 form(
     "max_unpool3d",
     "F.max_unpool3d(*F.max_pool3d({x}, 2, return_indices=True), 2)",
     x="t: n c d h w",
-    when="d > 1 and h > 1 and w > 1",
+    when="d % 2 == h % 2 == w % 2 == 0",
 )
 form("one_hot", "F.one_hot({x}.abs() % 4, 4)", x="i: *s")
 form("embedding_bag", "{m}({x}.abs() % 8)", x="i: n c", o=WIDTH, m="m: nn.EmbeddingBag(8, {o})")
