@@ -96,7 +96,8 @@ class Evaluator:
         """
         if self.calibrate is not None and not self.nested.is_calibrated(subnet):
             self.nested.calibrate(subnet, self.calibrate)
-        self.nested.eval()  # a function may have left it in training mode
+        if any(module.training for module in self.nested.modules()):
+            self.nested.eval()  # a function has left it in training mode
         with self.nested.activate(subnet):
             if self.batches is None:
                 with user_code("evaluate(model)"):
