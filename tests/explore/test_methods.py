@@ -177,10 +177,10 @@ def test_evolution_beats_draws() -> None:
     [
         ("fn4", "unknown method 'fn4': the methods are fn3, .*; did you mean 'fn3'?"),
         ("fn3{", "unknown method"),
-        ("fn3{speed=3}", "method fn3 has no option 'speed'; valid: candidates, window, refine"),
+        ("fn3{speed=3}", "method fn3 has no option 'speed'; valid: trajectories, candidates"),
         ("fn3{window=wide}", "option window of method fn3 must be float, not 'wide'"),
         ("fn3{window=0}", "window of method fn3 must be in"),
-        ("fn3{candidates=0}", "must be at least 1"),
+        ("fn3{trajectories=0}", "must be at least 1"),
         ("evolution{population=2}", "at least 4; got 2"),
     ],
 )

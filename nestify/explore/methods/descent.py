@@ -1,4 +1,4 @@
-"""Ways down from a subnet, by a model of what a step of each unit loses."""
+"""Ways down from a subnet: a ladder of costs, and a model of what a step of each unit loses."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nestify.explore.methods.steps import shrunk, subnet_with
-from nestify.explore.rounds import Merit, Problem, Round, Scores
+from nestify.explore.methods.steps import scaled, shrunk, subnet_with
+from nestify.explore.rounds import Problem, Round, Scores
 from nestify.space import Subnet, Unit
 
-__all__ = ["Damage", "Record"]
+__all__ = ["Damage", "Record", "even_share", "ladder"]
 
 _NOISE = 0.5  # standard deviation of the logarithm of a loss, where ways down are varied
 _NEAR = 0.25  # of the full cost: what lies further off tells less of the losses here
@@ -29,18 +29,30 @@ class Record:
         self.begun: set[Subnet] = set()
 
     def ask(
-        self, subnets: Sequence[Subnet], keep: int = 0, merits: Sequence[Merit] = ()
+        self, subnets: Sequence[Subnet], keep: int = 0
     ) -> Generator[Round, Scores, list[float | None]]:
         """Ask for scores and note them; those of subnets that were stopped are estimates."""
         if not subnets:
             return []
-        scores = yield Round(subnets, keep, merits)
+        scores = yield Round(subnets, keep)
         for subnet, value, whole in zip(subnets, scores.values, scores.whole, strict=True):
             if value is not None:
                 self.begun.add(subnet)
                 if whole:
                     self.scores[subnet] = value
         return list(scores.values)
+
+
+def ladder(problem: Problem, rungs: int) -> list[float]:
+    """Falling costs between both ends, even in their square root, as MACs go with width squared."""
+    top, bottom = problem.prices([problem.space.largest(), problem.space.smallest()])
+    roots = np.linspace(float(top) ** 0.5, float(bottom) ** 0.5, rungs + 2)[1:-1]
+    return [float(root) ** 2 for root in roots]
+
+
+def even_share(problem: Problem, here: Subnet, rung: float) -> Subnet:
+    """Shrink every unit by the same share, as little as brings the cost to ``rung``."""
+    return _first_within(problem, rung, 64, lambda k: scaled(problem.space, here, 1 - k / 64))
 
 
 def _first_within(
