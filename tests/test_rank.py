@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import re
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,8 @@ import nestify
 from nestify.analysis import importance, payoff
 from nestify.compare import relative_error
 from nestify.dims import dims_of
+from nestify.explore.evaluators import Evaluator
+from nestify.explore.shipping import pack
 from nestify.fuzz.oracle import flat_inputs, silenced
 from nestify.groups import Graph
 from nestify.passes import parse_recipe
@@ -462,6 +465,31 @@ def test_two_passes_read_a_generator_of_batches() -> None:
         convs, "rank{by=activation}+root-4{init=project}", (batches[0],), calibration=iter(batches)
     )
     assert nested.get_submodule("1").groups == 4
+
+
+class Pair(nn.Module):
+    """Two inputs, as a batch (inputs, labels) has two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.head((self.left(x) + self.right(y)).relu())
+
+
+def test_workers_get_the_order_that_was_found_here() -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(5, 4), torch.randn(5, 3))
+    nested = nestify.transform(
+        Pair(), "rank{by=hessian}+fn3-neuron", inputs, calibration=[(inputs, torch.arange(5) % 2)]
+    )
+    there: Any = pickle.loads(pack(Evaluator(nested, parameters_of)))
+    assert relative_error(nested.eval()(*inputs), there.nested.eval()(*inputs)) == 0
+
+
+def parameters_of(model: nn.Module) -> float:
+    return float(sum(p.numel() for p in model.parameters()))
 
 
 # --- wrong use ------------------------------------------------------------------------------------

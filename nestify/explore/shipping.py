@@ -100,7 +100,7 @@ def _rebuilt(
     switched: Sequence[Mapping[str, int]] | None,
 ) -> NestedModel:
     # Passes that read data get the example inputs: what they found lies in the tensors.
-    nested = transform(model, recipe, inputs, kwargs, calibration=[inputs])
+    nested = transform(model, recipe, inputs, kwargs, calibration=[(inputs,)])
     if switched is not None:
         nested.switch_norms(switched)
     if fingerprint(nested).structure != structure:

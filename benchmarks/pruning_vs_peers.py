@@ -1,0 +1,123 @@
+"""Pruning a trained network that was never nested, against torch-pruning at the same MACs.
+
+    python benchmarks/pruning_vs_peers.py [--method fn3] [--by hessian] [--seeds 3] [--only NAME]
+
+Each network is trained dense and then pruned to 50 % and 30 % of its MACs, by torch-pruning
+(global, iterative in 200 steps, by group magnitude and by group Taylor importance) and by nestify's
+``rank`` and search, whose bound is what torch-pruning reached. Both see training images only, both
+get BatchNorm statistics re-estimated, and both are fine-tuned by the same short recipe. Writes
+``results/pruning_vs_peers.json``; runs of other networks and seeds stay in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.support.clock import RESULTS, Row, machine, show, write
+from benchmarks.support.pruning import (
+    IMPORTANCES,
+    SUBJECTS,
+    Data,
+    Key,
+    Subject,
+    accuracy,
+    macs,
+    peer,
+    ranked,
+    searched,
+    train,
+)
+
+NAME = "pruning_vs_peers"
+SHARES = (0.5, 0.3)
+
+
+def tuned(net: nn.Module, subject: Subject, data: Data, seed: int) -> tuple[float, float]:
+    """Test accuracy before and after the short fine-tuning."""
+    before = accuracy(net, data.test)
+    train(net, data.train, subject.tuning, subject.rate / 2, seed + 100)
+    return before, accuracy(net, data.test)
+
+
+def compare(subject: Subject, seed: int, by: str, method: str) -> list[Row]:
+    """One network of one seed: nestify beside each way of torch-pruning, at its MACs."""
+    torch.manual_seed(seed)
+    data = subject.data()
+    net = train(subject.build(), data.train, subject.epochs, subject.rate, seed)
+    whole = macs(net, data)
+    theirs: dict[Key, nn.Module] = {}
+    for importance in IMPORTANCES:
+        theirs |= peer(net, subject, data, SHARES, importance)
+    bounds = {key: macs(pruned, data) for key, pruned in theirs.items()}
+    ours = searched(ranked(net, subject, data, by), subject, data, bounds, method, seed)
+    rows: list[Row] = []
+    dense = accuracy(net, data.test)
+    for key, pruned in theirs.items():
+        row: Row = {"network": subject.name, "MACs": f"{key[1]:.0%}", "importance": key[0]}
+        row |= {"seed": seed, "dense": dense}
+        for tool, one in (("nestify", ours[key]), ("torch-pruning", pruned)):
+            row[f"{tool} MACs"] = 100 * macs(one, data) / whole
+            row[f"{tool} untuned"], row[tool] = tuned(one, subject, data, seed)
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def table(rows: list[Row]) -> list[Row]:
+    """Means over seeds, by network, share and importance."""
+    cases: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cases.setdefault((row["network"], row["MACs"], row["importance"]), []).append(row)
+    found: list[Row] = []
+    for (network, share, importance), mine in cases.items():
+        line: Row = {"network": network, "MACs": share, "torch-pruning by": importance}
+        for name in list(mine[0])[4:]:
+            line[name] = statistics.mean(row[name] for row in mine)
+        line["ahead by"] = line["nestify"] - line["torch-pruning"]
+        ahead = [row["nestify"] - row["torch-pruning"] for row in mine]
+        line["sd"] = statistics.stdev(ahead) if len(ahead) > 1 else 0.0
+        found.append(line)
+    return found
+
+
+def main() -> None:
+    """Train, prune, fine-tune, print, write."""
+    parser = argparse.ArgumentParser(description="rank and search against torch-pruning")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--method", default="fn3", help="a method of nestify.search")
+    parser.add_argument("--by", default="auto", help="the importance of rank")
+    parser.add_argument("--only", default="", help="networks whose names hold this")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine())
+    seeds = range(options.first, options.first + options.seeds)
+    chosen = [subject for subject in SUBJECTS if options.only in subject.name]
+    rows = [
+        row
+        for subject in chosen
+        for seed in seeds
+        for row in compare(subject, seed, options.by, options.method)
+    ]
+    show("Accuracy, %, at the same MACs after the same fine-tuning", table(rows))
+    rows += kept({(subject.name, seed) for subject in chosen for seed in seeds})
+    names = [subject.name for subject in SUBJECTS]
+    rows.sort(key=lambda row: (names.index(row["network"]), row["seed"]))
+    write(NAME, {"method": options.method, "by": options.by, "table": table(rows), "runs": rows})
+
+
+def kept(anew: set[tuple[str, int]]) -> list[Row]:
+    """The other runs, by network and seed, that the results file has."""
+    path = RESULTS / f"{NAME}.json"
+    runs: list[Row] = json.loads(path.read_text())["runs"] if path.exists() else []
+    return [row for row in runs if (row["network"], row["seed"]) not in anew]
+
+
+if __name__ == "__main__":
+    main()
