@@ -92,6 +92,7 @@ def _parameters_behind(node: fx.Node) -> set[str]:
 def along(values: Tensor, expr: Expr, size: Size) -> Iterator[tuple[Dim, Tensor]]:
     """Sum values, whose last dim is ``expr``, to one number a position of each Dim in it.
 
+    >>> import torch
     >>> a, b = Dim(2), Dim(3)
     >>> sums = along(torch.arange(6.0), Product((a, b)), lambda part: part.size)
     >>> {dim.size: total.tolist() for dim, total in sums}
