@@ -6,10 +6,11 @@ which evaluations end decides nothing.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -201,8 +202,21 @@ class _Actor:
 
 
 def _connect(ray: Any) -> None:
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    with _logger_as_found("ray"):
+        try:
+            ray.init(address="auto", log_to_driver=False, logging_level="error")
+        except ConnectionError:  # no cluster runs here
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+
+
+@contextmanager
+def _logger_as_found(name: str) -> Generator[None]:
+    """Keep level and formats of a logger: Ray sets both, also of handlers that are not its own."""
+    logger = logging.getLogger(name)
+    level, formatters = logger.level, [(one, one.formatter) for one in logger.handlers]
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level="error")
-    except ConnectionError:  # no cluster runs here
-        ray.init(**quiet)
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler, formatter in formatters:
+            handler.setFormatter(formatter)

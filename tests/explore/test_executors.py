@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +73,27 @@ def searched(nested: NestedModel, workers: int | str, storage: Path | None = Non
     )
 
 
+@pytest.fixture
+def foreign_handler() -> Iterator[logging.Handler]:
+    """A user's handler on Ray's logger, with a format of its own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("mine %(message)s"))
+    logger = logging.getLogger("ray")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
 @pytest.mark.parametrize("workers", [2, "ray:2"])
-def test_workers_change_nothing(workers: int | str, tmp_path: Path) -> None:
+def test_workers_change_nothing(
+    workers: int | str, tmp_path: Path, foreign_handler: logging.Handler
+) -> None:
     nested = nested_net()
     alone = searched(nested, 1)
     file = tmp_path / "search.db"
+    level, formatter = logging.getLogger("ray").level, foreign_handler.formatter
     assert searched(nested, workers, file) == alone
+    assert (logging.getLogger("ray").level, foreign_handler.formatter) == (level, formatter)
     rows = stored_scores(file)
     assert rows > 24, "each batch is a row"
     assert searched(nested, 1, file) == alone
