@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nestify.cost import Costs
+from nestify.explore.rounds import Priced
 from nestify.space import SearchSpace, Subnet, Unit
 
 
@@ -42,9 +43,13 @@ class FakeNested(nn.Module):
         finally:
             self.active = before
 
-    def estimate(self, subnets: Sequence[Subnet], convention: str = "torch") -> Costs:
-        table = [[16, *(s[u.name] for u in self.space.units), 16] for s in subnets]
-        sizes = np.array(table, dtype=np.int64)
+    def estimate(self, subnets: Priced, convention: str = "torch") -> Costs:
+        if isinstance(subnets, Mapping):
+            columns = [subnets[unit.name] for unit in self.space.units]
+        else:
+            columns = [np.array([s[unit.name] for s in subnets]) for unit in self.space.units]
+        ends = np.full_like(columns[0], 16)
+        sizes = np.stack([ends, *columns, ends], axis=1)
         macs = (sizes[:, :-1] * sizes[:, 1:]).sum(axis=1)
         return Costs(macs, sizes.sum(axis=1), 4 * sizes.sum(axis=1), 4 * sizes.max(axis=1))
 

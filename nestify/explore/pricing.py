@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nestify.constraints import Value
 from nestify.cost import Cost
+from nestify.explore.rounds import Priced
 from nestify.pareto import pareto
 from nestify.plans import PlanPoint
 from nestify.targets import Target
@@ -55,9 +56,9 @@ class Pricer:
         table = self._nested.estimate(list(subnets), convention=self._convention)
         return [table.row(i) for i in range(len(subnets))]
 
-    def prices(self, subnets: Sequence[Subnet]) -> NDArray[np.float64]:
+    def prices(self, subnets: Priced) -> NDArray[np.float64]:
         """Return what steps of a search are judged by: the MACs of ``subnets``."""
-        table = self._nested.estimate(list(subnets), convention=self._convention)
+        table = self._nested.estimate(subnets, convention=self._convention)
         return np.asarray(table.macs, dtype=np.float64)
 
     def value(self, subnet: Subnet) -> Value:

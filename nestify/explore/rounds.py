@@ -8,7 +8,7 @@ search that was killed is resumed by running it again on scores that are known.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from nestify.space import SearchSpace, Subnet
 
-__all__ = ["Merit", "Method", "Problem", "Round", "Rounds", "Scores"]
+__all__ = ["Merit", "Method", "Priced", "Problem", "Round", "Rounds", "Scores"]
 
-Prices = Callable[[Sequence[Subnet]], NDArray[np.float64]]
+Priced = Sequence[Subnet] | Mapping[str, NDArray[np.int64]]  # or columns of sizes, by unit
+Prices = Callable[[Priced], NDArray[np.float64]]
 
 
 class Merit(NamedTuple):

@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from nestify.errors import UsageError
-from nestify.explore.methods.steps import choices
+from nestify.explore.methods.genes import Genes, Rows
 from nestify.explore.rounds import Problem, Round, Rounds
-from nestify.space import SearchSpace, Subnet
 
 __all__ = ["Evolution"]
 
@@ -41,7 +39,7 @@ class Evolution:
     def rounds(self, problem: Problem) -> Rounds:
         """Yield generations."""
         space = problem.space
-        genes = _Genes(space)
+        genes = Genes(space)
         largest, least = space.largest(), space.smallest()
         yield Round([largest, least])
         top = float(problem.prices([largest])[0])
@@ -54,37 +52,22 @@ class Evolution:
                 return  # no subnet is left that it has not seen
             subnets = [genes.subnet(row) for row in asked.get("X")]
             scores = yield Round(subnets)
-            costs = problem.prices(subnets) / top
+            costs = problem.prices(genes.sizes(asked.get("X"))) / top
             losses = [-value for value in scores.values if value is not None]
             if len(losses) < len(subnets):
                 return  # nothing more may be scored
             asked.set("F", np.stack([costs, np.array(losses)], axis=1))
             algorithm.tell(infills=asked)
 
-    def _first(self, problem: Problem, genes: _Genes) -> NDArray[np.int64]:
+    def _first(self, problem: Problem, genes: Genes) -> Rows:
         generator = torch.Generator().manual_seed(problem.seed)
         shares = np.linspace(1, 0, self.population // 2)
         even = [problem.space.at(max(float(share), 1e-9)) for share in shares]
         drawn = [problem.space.sample(generator) for _ in range(self.population - len(even))]
-        return np.array([genes.row(subnet) for subnet in (*even, *drawn)])
+        return genes.rows([*even, *drawn])
 
 
-class _Genes:
-    """Subnets as rows of integers."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        self.units = space.units
-        self.most = np.array([len(choices(unit)) - 1 for unit in space.units])
-
-    def subnet(self, row: NDArray[Any]) -> Subnet:
-        places = zip(self.units, row, strict=True)
-        return Subnet({unit.name: choices(unit)[int(place)] for unit, place in places})
-
-    def row(self, subnet: Subnet) -> list[int]:
-        return [choices(unit).index(subnet[unit.name]) for unit in self.units]
-
-
-def _nsga2(genes: _Genes, first: NDArray[np.int64], seed: int) -> Any:
+def _nsga2(genes: Genes, first: Rows, seed: int) -> Any:
     try:
         from pymoo.algorithms.moo.nsga2 import NSGA2
         from pymoo.core.problem import Problem as Pymoo

@@ -1,104 +1,168 @@
-"""FN3's search (Cui et al., 2020, section 4) on a ladder of costs, judged by score per cost saved.
+"""FN3's search (Cui et al., 2020, section 4) for all costs at once, with a model of the scores.
 
-What stays of Algorithm 1: K trajectories from the largest subnet down, C candidates from each,
-steps of a window dp of a unit, the K best go on. What differs: a candidate goes down a whole rung
-of a ladder of costs, by many single steps at once, in the order of the score that a step of each
-unit loses per cost saved. Those losses change slowly on the way down, so a rung measures again only
-the steps that look cheapest. All candidates of a rung cost the same, so their scores compare. With
-what is left of the budget, the widest gaps of the front are filled, and units trade steps.
+What stays of Algorithm 1: from the best subnets known, candidates are made by steps within a window
+dp of a unit, C of them are scored, and the best go on. What differs: it does not go down from the
+largest subnet block by block, but begins with even shares of every unit, and the whole front of
+score and cost goes on in place of K trajectories. Candidates also trade steps of two units, and mix
+two subnets. And few are scored: a Gaussian process, fitted to the scores so far, predicts hundreds
+a round, and those are scored by which the area under the front is likely to grow most.
 """
 
 from __future__ import annotations
 
-import itertools
-import random
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nestify.errors import UsageError
-from nestify.explore.methods.descent import Damage, Record, even_share, ladder
-from nestify.explore.methods.refinement import refine
-from nestify.explore.rounds import Problem, Rounds
-from nestify.space import Subnet
+from nestify.explore.methods.genes import Genes, Rows
+from nestify.explore.methods.staircase import Staircase
+from nestify.explore.methods.surrogate import Surrogate
+from nestify.explore.rounds import Merit, Problem, Round, Rounds
+from nestify.pareto import pareto
 
 __all__ = ["Fn3"]
 
 _ENOUGH = 512  # evaluations that are spent where there is no limit
+_EVEN = 16  # even shares to begin with, at most a third of the evaluations
+_GENERATIONS = 4  # of candidates, each from the likely front of the last, before any is scored
+_CHILDREN = 64  # a generation
+_OPTIMISM = 0.3  # standard deviations by which predictions are raised
+_IDLE = 5  # rounds in which nothing promises anything, after which nothing is left
+_FITTED = 512  # scores that the model is fitted to, the latest
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Fn3:
-    """K ``trajectories``, at most C ``candidates`` from each a rung, windows of dp of a unit.
-
-    ``refine`` is the share of the evaluations that is spent on the front after the descent.
+    """Score ``candidates`` (C) a round, made by steps of at most ``window`` (dp) of a unit.
 
     Raises:
         UsageError: an option out of range.
     """
 
-    trajectories: int = 3
-    candidates: int = 10
+    candidates: int = 8
     window: float = 0.125
-    refine: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.trajectories < 1 or self.candidates < 1:
-            raise UsageError("trajectories and candidates of method fn3 must be at least 1")
-        if not 0 < self.window <= 1 or not 0 <= self.refine < 1:
-            raise UsageError("window of method fn3 must be in (0, 1], refine in [0, 1)")
+        if self.candidates < 1:
+            raise UsageError(f"candidates of method fn3 must be at least 1; got {self.candidates}")
+        if not 0 < self.window <= 1:
+            raise UsageError(f"window of method fn3 must be in (0, 1]; got {self.window}")
 
     def rounds(self, problem: Problem) -> Rounds:
-        """Yield looks at single steps and candidates of each rung, then refinements."""
-        largest, smallest = problem.space.largest(), problem.space.smallest()
-        record = Record()
-        budget = min(problem.left, _ENOUGH)
-        (top,) = yield from record.ask([largest])
-        yield from record.ask([smallest])
-        if top is None or largest == smallest:
+        """Yield even shares of every unit, then candidates."""
+        search = _Search(problem, self.window)
+        yield from search.score(search.even(min(_EVEN, max(3, problem.left // 3))))
+        idle = 0
+        while idle < _IDLE and problem.left > 0 and 0 < len(search.scores) < _ENOUGH:
+            count = min(self.candidates, problem.left, _ENOUGH - len(search.scores))
+            chosen = search.promising(count)
+            idle = 0 if len(chosen) else idle + 1
+            yield from search.score(chosen)
+
+
+class _Search:
+    """What has been scored so far, and what to score next. Costs are shares of the largest's."""
+
+    def __init__(self, problem: Problem, window: float) -> None:
+        self.scores: list[float] = []  # of subnets that were stopped: estimates
+        self._rows: list[Rows] = []
+        self._whole: list[bool] = []
+        self._problem, self._genes = problem, Genes(problem.space)
+        self._full = problem.price(problem.space.largest())
+        self._steps = np.maximum(1, np.round(window * self._genes.most)).astype(np.int64)
+        self._random = np.random.default_rng(problem.seed)
+        self._surrogate = Surrogate()
+
+    def even(self, count: int) -> Rows:
+        """One share of every unit, costs even in their square root: they go with width squared."""
+        rows = np.round(np.linspace(1, 0, 256)[:, None] * self._genes.most).astype(np.int64)
+        roots = self._costs(rows) ** 0.5
+        wanted = np.linspace(roots[0], roots[-1], count)
+        return rows[np.abs(roots - wanted[:, None]).argmin(1)]
+
+    def score(self, rows: Rows) -> Rounds:
+        """Have new rows scored; those clearly behind the better half are stopped."""
+        fresh = self._fresh(rows)
+        if not len(fresh):
             return
-        damage = Damage(problem, record, self.window)
-        yield from record.ask(self._first_looks(problem, damage, budget // 4))
-        left = budget - len(record.begun)
-        yield from self._descend(problem, record, damage, max(2, int((1 - self.refine) * left)))
-        yield from refine(problem, record, damage, budget)
+        subnets = [self._genes.subnet(row) for row in fresh]
+        if self.scores:
+            answer = yield Round(subnets, (len(fresh) + 1) // 2, self._merits(fresh))
+        else:
+            answer = yield Round(subnets)
+        for row, value, whole in zip(fresh, answer.values, answer.whole, strict=True):
+            if value is not None:
+                self._rows.append(row)
+                self.scores.append(value)
+                self._whole.append(whole)
 
-    def _first_looks(self, problem: Problem, damage: Damage, count: int) -> list[Subnet]:
-        """One step of each unit; of neighbours at once where there are more units than looks."""
-        largest, units = problem.space.largest(), problem.space.units
-        edges = np.linspace(0, len(units), min(len(units), max(1, count)) + 1).round().astype(int)
-        steps = (damage.step(largest, units[a:b]) for a, b in itertools.pairwise(edges))
-        return list(dict.fromkeys(step for step in steps if step != largest))
+    def _merits(self, rows: Rows) -> list[Merit]:
+        """What a score is worth: by how much it exceeds the best one known within that cost."""
+        return [Merit(base) for base in self._stairs().best(self._costs(rows)).tolist()]
 
-    def _descend(self, problem: Problem, record: Record, damage: Damage, budget: int) -> Rounds:
-        random = problem.random()
-        end = len(record.begun) + budget
-        rungs = ladder(problem, round(min(40, max(3, 1.5 * budget**0.5))))
-        states = [problem.space.largest()]
-        for i, rung in enumerate(rungs):
-            allowance = max(1, (end - len(record.begun)) // (len(rungs) - i))
-            width = max(1, min(len(states), allowance // 2))
-            ways = min(self.candidates, max(2, allowance // width))
-            candidates = dict.fromkeys(
-                there
-                for state in states[:width]
-                for there in self._ways(problem, damage, state, rung, ways, random)
-            )
-            fresh = [subnet for subnet in candidates if subnet not in record.begun][:allowance]
-            values = yield from record.ask(fresh, keep=self.trajectories)
-            ranked = sorted((-value, i) for i, value in enumerate(values) if value is not None)
-            states = [fresh[i] for _, i in ranked[: self.trajectories]] or states
+    def promising(self, count: int) -> Rows:
+        """The new rows by which the area under the front is likely to grow most."""
+        latest = np.array(self._rows[-_FITTED:])
+        self._surrogate.fit(self._features(latest), np.array(self.scores[-_FITTED:]))
+        fresh = self._fresh(self._likely())
+        if not len(fresh):
+            return fresh
+        return fresh[self._stairs().most_growth(self._costs(fresh), self._hopes(fresh), count)]
 
-    def _ways(
-        self,
-        problem: Problem,
-        damage: Damage,
-        state: Subnet,
-        rung: float,
-        count: int,
-        random: random.Random,
-    ) -> list[Subnet]:
-        """Ways from ``state`` down to ``rung``: by losses, evenly, by losses with some noise."""
-        made = [damage.descend(state, rung), even_share(problem, state, rung)]
-        made += [damage.descend(state, rung, random) for _ in range(count - 2)]
-        return made[:count]
+    def _likely(self) -> Rows:
+        """The likely front: that of what is scored, and of generations of its children."""
+        rows, scores = self._scored()
+        rows = self._front(rows, scores)
+        for _ in range(_GENERATIONS):
+            rows = np.unique(np.concatenate([rows, self._children(rows)]), axis=0)
+            rows = self._front(rows, self._hopes(rows))
+        return rows
+
+    def _children(self, parents: Rows) -> Rows:
+        """A step of one unit, steps of two units traded, or two subnets mixed."""
+        draw, most = self._random, self._genes.most
+        child = np.arange(_CHILDREN)
+        one = parents[draw.integers(len(parents), size=_CHILDREN)]
+        other = parents[draw.integers(len(parents), size=_CHILDREN)]
+        unit, second = draw.integers(len(most), size=(2, _CHILDREN))
+        stepped, traded = one.copy(), one.copy()
+        steps = draw.integers(1, self._steps[unit] + 1)
+        stepped[child, unit] += draw.choice([-1, 1], size=_CHILDREN) * steps
+        traded[child, unit] += steps
+        traded[child, second] -= draw.integers(1, self._steps[second] + 1)
+        mixed = np.where(draw.random(one.shape) < 0.5, one, other)
+        kind = draw.integers(3, size=(_CHILDREN, 1))
+        return np.clip(np.choose(kind, [stepped, traded, mixed]), 0, most)
+
+    def _hopes(self, rows: Rows) -> Floats:
+        means, deviations = self._surrogate.predict(self._features(rows))
+        return means + _OPTIMISM * deviations
+
+    def _features(self, rows: Rows) -> Floats:
+        """Halving a unit counts the same wherever it starts, until next to nothing is left."""
+        return np.log2(self._genes.shares(rows) + 0.1)
+
+    def _front(self, rows: Rows, scores: Floats) -> Rows:
+        return rows[pareto(self._costs(rows).tolist(), scores.tolist())]
+
+    def _stairs(self) -> Staircase:
+        rows, scores = self._scored()
+        return Staircase(self._costs(rows), scores, end=1.0)
+
+    def _scored(self) -> tuple[Rows, Floats]:
+        """What was scored on all the data."""
+        whole = np.flatnonzero(self._whole)
+        return np.array(self._rows)[whole], np.array(self.scores)[whole]
+
+    def _costs(self, rows: Rows) -> Floats:
+        return self._problem.prices(self._genes.sizes(rows)) / self._full
+
+    def _fresh(self, rows: Rows) -> Rows:
+        """Without what was scored, and what occurs before."""
+        known = {row.tobytes() for row in self._rows}
+        new = {row.tobytes(): i for i, row in reversed(list(enumerate(rows)))}
+        return rows[sorted(i for key, i in new.items() if key not in known)]

@@ -1,0 +1,55 @@
+"""The area under a front of score and cost, and by how much points would make it grow."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestify.pareto import pareto
+
+__all__ = ["Staircase"]
+
+Floats = NDArray[np.float64]
+
+
+class Staircase:
+    """The best score within each cost up to ``end``: the front of ``costs`` and ``scores``.
+
+    Example:
+        >>> stairs = Staircase(np.array([0.2, 0.5, 0.6]), np.array([0.5, 0.9, 0.8]), end=1.0)
+        >>> stairs.growth(np.array([0.3, 0.5]), np.array([0.7, 0.7])).round(3).tolist()
+        [0.04, 0.0]
+    """
+
+    def __init__(self, costs: Floats, scores: Floats, end: float) -> None:
+        front = pareto(costs.tolist(), scores.tolist())
+        self._costs, self._scores, self._end = costs[front], scores[front], end
+
+    def best(self, costs: Floats) -> Floats:
+        """The best score within each of ``costs``; below the least cost, the least score."""
+        places = np.searchsorted(self._costs, costs, side="right") - 1
+        return self._scores[np.maximum(places, 0)]
+
+    def growth(self, costs: Floats, scores: Floats) -> Floats:
+        """What each point would add to the area, alone."""
+        edges = np.append(self._costs, self._end)
+        widths = np.maximum(0, edges[1:] - np.maximum(edges[:-1], costs[:, None]))
+        return (widths * np.maximum(0, scores[:, None] - self._scores)).sum(1)
+
+    def most_growth(self, costs: Floats, scores: Floats, count: int) -> list[int]:
+        """Up to ``count`` places of points that together add much, the most first.
+
+        Each is chosen for what it adds to the area of those before it.
+        """
+        stairs, chosen = self, list[int]()
+        while len(chosen) < count:
+            growth = stairs.growth(costs, scores)
+            place = int(growth.argmax())
+            if growth[place] <= 0:
+                break
+            chosen.append(place)
+            stairs = stairs._with(costs[place], scores[place])
+        return chosen
+
+    def _with(self, cost: float, score: float) -> Staircase:
+        return Staircase(np.append(self._costs, cost), np.append(self._scores, score), self._end)

@@ -1,0 +1,139 @@
+"""A Gaussian process over points: the value a point is likely to have, and how sure that is.
+
+The covariance of two points is a constant, a share of their inner product and a Matern function
+(5/2) of their distance, with a scale for each coordinate: most decide little (Rasmussen and
+Williams, 2006, sections 4.2 and 5.4.1). Scales, shares and noise are those most likely for the
+values seen, under loose priors, found by gradient; they change slowly, so not for every new value.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Surrogate"]
+
+_CONSTANT = 10.0  # variance of the common level
+_GROWN = 1.25  # times as many values as when the settings were last found: they are found again
+_STEPS, _RATE = 40, 0.1  # of Adam
+_ROOT5 = math.sqrt(5)
+
+Floats = NDArray[Any]
+
+
+class Surrogate:
+    """Predicts values from values seen before.
+
+    Example:
+        >>> x = np.linspace(0, 1, 9)[:, None]
+        >>> surrogate = Surrogate()
+        >>> surrogate.fit(x, x[:, 0] ** 2)
+        >>> mean, deviation = surrogate.predict(np.array([[0.55]]))
+        >>> bool(abs(mean[0] - 0.3025) < 0.01)
+        True
+    """
+
+    def __init__(self) -> None:
+        self._settings: _Settings | None = None
+        self._settled = 0
+
+    def fit(self, points: Floats, values: Floats) -> None:
+        """Take over ``values`` seen at ``points``, one a row, in place of what was known."""
+        self._points, seen = torch.as_tensor(points), torch.as_tensor(values)
+        self._mean = float(seen.mean())
+        self._spread = max(float(seen.std(correction=0)), 1e-12)
+        target = (seen - self._mean) / self._spread
+        if self._settings is None:
+            self._settings = _Settings(self._points.shape[1])
+        if len(target) >= _GROWN * self._settled:
+            self._settings.settle(self._points, target)
+            self._settled = len(target)
+        self._lower = _factor(self._settings.covariance(self._points))
+        self._weights = torch.cholesky_solve(target[:, None], self._lower)[:, 0]
+
+    def predict(self, points: Floats) -> tuple[Floats, Floats]:
+        """Return mean and standard deviation at each of ``points``."""
+        assert self._settings is not None, "fit comes first"
+        asked = torch.as_tensor(points)
+        between = self._settings.between(asked, self._points)
+        known = torch.linalg.solve_triangular(self._lower, between.T, upper=False)
+        variance = (self._settings.alone(asked) - (known * known).sum(0)).clamp_min(0)
+        means = self._mean + self._spread * (between @ self._weights)
+        return means.numpy(), (self._spread * variance.sqrt()).numpy()
+
+
+class _Settings:
+    """Logarithms of the scales of the coordinates, and of three variances.
+
+    They are those of the Matern part, of the linear part and of the noise.
+    """
+
+    def __init__(self, coordinates: int) -> None:
+        usual = -1.5 - 0.5 * math.log(coordinates / 10)
+        self._usual = torch.tensor([*[usual] * coordinates, 0.0, -1.0, -5.0], dtype=torch.float64)
+        self._sure = torch.tensor([*[1.0] * coordinates, 0.25, 0.25, 0.1], dtype=torch.float64)
+        self._logs = self._usual.clone()
+
+    def settle(self, points: Tensor, target: Tensor) -> None:
+        """Move towards what is most likely for ``target``."""
+        adam = torch.optim.Adam([self._logs], lr=_RATE)
+        for _ in range(_STEPS):
+            self._logs.grad = self._gradient(points, target)
+            adam.step()
+
+    def between(self, a: Tensor, b: Tensor) -> Tensor:
+        """The covariance of each of ``a`` with each of ``b``, without noise."""
+        matern, linear, _ = self._variances()
+        distance = _ROOT5 * torch.cdist(a * self._scales(), b * self._scales())
+        smooth = (1 + distance + distance**2 / 3) * torch.exp(-distance)
+        return matern * smooth + linear / a.shape[1] * (a @ b.T) + _CONSTANT
+
+    def alone(self, points: Tensor) -> Tensor:
+        """The variance at each point."""
+        matern, linear, _ = self._variances()
+        return matern + linear * (points * points).mean(1) + _CONSTANT
+
+    def covariance(self, points: Tensor) -> Tensor:
+        """The covariance of values seen at ``points``."""
+        found = self.between(points, points)
+        found.diagonal().add_(self._variances()[2] + 1e-6)
+        return found
+
+    def _scales(self) -> Tensor:
+        return self._logs[:-3].exp()
+
+    def _variances(self) -> tuple[float, float, float]:
+        matern, linear, noise = self._logs[-3:].exp().tolist()
+        return matern, linear, noise
+
+    def _gradient(self, points: Tensor, target: Tensor) -> Tensor:
+        """Of the negative logarithm of the posterior likelihood, in the logarithms."""
+        matern, linear, noise = self._variances()
+        inverse = torch.cholesky_inverse(_factor(self.covariance(points)))
+        weights = inverse @ target
+        slack = (inverse - torch.outer(weights, weights)) / 2  # what the likelihood's slope goes by
+        distance = _ROOT5 * torch.cdist(points * self._scales(), points * self._scales())
+        fall = torch.exp(-distance)
+        smooth = (1 + distance + distance**2 / 3) * fall
+        steep = slack * (matern * 5 / 3 * (1 + distance) * fall)
+        apart = 2 * (steep.sum(1) @ points**2 - (points * (steep @ points)).sum(0))
+        variances = [
+            matern * (slack * smooth).sum(),
+            linear / points.shape[1] * (slack * (points @ points.T)).sum(),
+            noise * slack.diagonal().sum(),
+        ]
+        slope = torch.cat([-(self._scales() ** 2) * apart, torch.stack(variances)])
+        return slope + self._sure * (self._logs - self._usual)
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """The Cholesky factor; a little noise is added where rounding leaves none."""
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    while failed:
+        covariance = covariance + 1e-3 * torch.eye(len(covariance), dtype=covariance.dtype)
+        lower, failed = torch.linalg.cholesky_ex(covariance)
+    return lower
