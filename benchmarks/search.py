@@ -38,7 +38,7 @@ from nestify import NestedModel, Subnet
 CHANCE = 0.1
 LITERAL = "algorithm1"
 METHODS = ("fn3", "greedy", "evolution", "random", "uniform")
-LIMITS: dict[str, int | None] = {"fn3": 256, "random": 256, "uniform": 33}
+LIMITS: dict[str, int | None] = {"random": 512, "uniform": 33}
 
 
 class Event(NamedTuple):
@@ -175,7 +175,7 @@ def against_all(methods: list[str], epochs: int, seed: int) -> Iterator[Row]:
     best = hypervolume(events)
     yield summary(SMALL.name, "every subnet", events, len(events), None) | {"missed": 0.0}
     for method in methods:
-        events, begun = run(nested, method, LIMITS.get(method, 256), seed)
+        events, begun = run(nested, method, min(128, LIMITS.get(method) or 128), seed)
         row = summary(SMALL.name, method, events, begun, None)
         yield row | {"missed": round((best - hypervolume(events)) / best, 4)}
 

@@ -10,7 +10,7 @@ import pytest
 
 from nestify.errors import UsageError
 from nestify.explore.methods import METHODS, parse_method
-from nestify.explore.methods.steps import choices, fewer, grown, shrunk
+from nestify.explore.methods.steps import choices, fewer, shrunk
 from nestify.explore.rounds import Problem, Round, Scores
 from nestify.space import SearchSpace, Subnet, Unit
 from tests.fakes import FakeNested, chain
@@ -124,11 +124,33 @@ def test_fn3_ends_near_the_true_front(seed: int) -> None:
     assert best - found.hypervolume() <= 0.01 * best
 
 
-def test_fn3_needs_a_fraction_of_algorithm_1() -> None:
-    nested = paths()
+@pytest.mark.parametrize("nested", [paths(), chain(12, u2=2.0, u7=2.0)], ids=["paths", "chain"])
+def test_fn3_needs_a_tenth_of_algorithm_1(nested: FakeNested) -> None:
     literal = Table(nested).run("algorithm1")
     quick = Table(nested, limit=len(literal.scores) // 10).run("fn3")
     assert quick.hypervolume() >= literal.hypervolume() - 1e-3
+
+
+def test_fn3_ends_when_all_is_scored() -> None:
+    nested = chain(2, size=32, step=8)
+    assert len(Table(nested).run("fn3").scores) <= 16
+
+
+def test_candidates_of_fn3_race_for_what_the_front_lacks() -> None:
+    """A score is worth what it has above the best one known within the candidate's cost."""
+    table = Table(chain(6), limit=60).run("fn3")
+    first, *others = table.rounds
+    assert first.keep == 0
+    known = dict.fromkeys(first.subnets)
+    for asked in others:
+        assert asked.keep == (len(asked.subnets) + 1) // 2
+        costs = table.prices(list(known))
+        for i, subnet in enumerate(asked.subnets):
+            within = [
+                s for s, c in zip(known, costs, strict=True) if c <= table.prices([subnet])[0]
+            ]
+            assert asked.merit(i).base == max(table.scores[s] for s in within)
+        known |= dict.fromkeys(asked.subnets)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -177,10 +199,10 @@ def test_evolution_beats_draws() -> None:
     [
         ("fn4", "unknown method 'fn4': the methods are fn3, .*; did you mean 'fn3'?"),
         ("fn3{", "unknown method"),
-        ("fn3{speed=3}", "method fn3 has no option 'speed'; valid: trajectories, candidates"),
+        ("fn3{speed=3}", "method fn3 has no option 'speed'; valid: candidates, window"),
         ("fn3{window=wide}", "option window of method fn3 must be float, not 'wide'"),
         ("fn3{window=0}", "window of method fn3 must be in"),
-        ("fn3{trajectories=0}", "must be at least 1"),
+        ("fn3{candidates=0}", "candidates of method fn3 must be at least 1; got 0"),
         ("evolution{population=2}", "at least 4; got 2"),
     ],
 )
@@ -193,6 +215,5 @@ def test_steps() -> None:
     unit = Unit("u", "channel", 20, 3, 8)
     assert list(choices(unit)) == [3, 8, 16, 20]
     assert [fewer(unit, 20, n) for n in (1, 4, 5, 13, 99)] == [16, 16, 8, 3, 3]
-    assert [grown(unit, size) for size in (3, 8, 16, 20)] == [8, 16, 20, 20]
     assert [shrunk(unit, size) for size in (3, 8, 16, 20)] == [3, 3, 8, 16]
     assert cast(Any, SearchSpace((unit,))).num_subnets == 4

@@ -25,7 +25,7 @@ from nestify.pareto import pareto
 __all__ = ["Fn3"]
 
 _ENOUGH = 512  # evaluations that are spent where there is no limit
-_EVEN = 16  # even shares to begin with, at most a third of the evaluations
+_EVEN = 16  # even shares to begin with, at most a sixth of the evaluations
 _GENERATIONS = 4  # of candidates, each from the likely front of the last, before any is scored
 _CHILDREN = 64  # a generation
 _OPTIMISM = 0.3  # standard deviations by which predictions are raised
@@ -55,7 +55,7 @@ class Fn3:
     def rounds(self, problem: Problem) -> Rounds:
         """Yield even shares of every unit, then candidates."""
         search = _Search(problem, self.window)
-        yield from search.score(search.even(min(_EVEN, max(3, problem.left // 3))))
+        yield from search.score(search.even(min(_EVEN, max(3, problem.left // 6))))
         idle = 0
         while idle < _IDLE and problem.left > 0 and 0 < len(search.scores) < _ENOUGH:
             count = min(self.candidates, problem.left, _ENOUGH - len(search.scores))

@@ -58,23 +58,6 @@ def shrunk(unit: Unit, size: int, share: float = STEP_SHARE) -> int:
     return nearest(smaller, size - share * unit.size) if smaller else size
 
 
-def grown(unit: Unit, size: int, share: float = STEP_SHARE) -> int:
-    """Return ``size`` one step up: a share of the unit, and at least one choice."""
-    legal = choices(unit)
-    larger = legal[bisect_right(legal, size) :]
-    return nearest(larger, size + share * unit.size) if larger else size
-
-
-def scaled(space: SearchSpace, subnet: Subnet, share: float) -> Subnet:
-    """Return ``subnet`` with every unit at about ``share`` of its size there."""
-    sizes: dict[str, int] = {}
-    for unit in space.units:
-        legal = choices(unit)
-        legal = legal[: bisect_right(legal, subnet[unit.name])]
-        sizes[unit.name] = nearest(legal, share * subnet[unit.name])
-    return Subnet(sizes)
-
-
 def between(space: SearchSpace, low: Subnet, high: Subnet, share: float) -> Subnet:
     """Return the subnet at ``share`` of the way from ``low`` to ``high``, each unit rounded."""
     sizes: dict[str, int] = {}

@@ -1,0 +1,136 @@
+"""What fn3 chooses by: rows for subnets, the model of the scores, the area under a front."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nestify.explore.methods import surrogate as module
+from nestify.explore.methods.genes import Genes
+from nestify.explore.methods.staircase import Staircase
+from nestify.explore.methods.surrogate import Surrogate
+from nestify.space import SearchSpace, Unit
+
+UNITS = (
+    Unit("c", "channel", 20, 3, 8),
+    Unit("h", "head", 1),
+    Unit("l", "layer", 4, 0),
+    Unit("p", "path", 8, 2),
+)
+
+
+@given(st.integers(0, 2**32))
+def test_rows_and_subnets_are_one_to_one(seed: int) -> None:
+    space = SearchSpace(UNITS)
+    genes = Genes(space)
+    rows = np.random.default_rng(seed).integers(0, genes.most + 1, size=(5, len(UNITS)))
+    subnets = [genes.subnet(row) for row in rows]
+    assert genes.rows(subnets).tolist() == rows.tolist()
+    columns = genes.sizes(rows)
+    for i, subnet in enumerate(subnets):
+        space.validate(subnet)
+        assert {name: int(column[i]) for name, column in columns.items()} == dict(subnet)
+        assert genes.shares(rows)[i].tolist() == [subnet[u.name] / u.size for u in UNITS]
+    assert genes.subnet(genes.most) == space.largest()
+    assert genes.subnet(0 * genes.most) == space.smallest()
+
+
+def points(count: int, coordinates: int) -> Any:
+    return np.random.default_rng(1).uniform(-2, 0, size=(count, coordinates))
+
+
+def test_the_gradient_is_that_of_the_likelihood() -> None:
+    x, y = torch.as_tensor(points(30, 5)), torch.randn(30).double()
+    settings: Any = vars(module)["_Settings"](5)
+    settings._logs += 0.3 * torch.randn(8)
+    found = settings._gradient(x, y)
+
+    def loss(logs: torch.Tensor) -> torch.Tensor:
+        settings._logs = logs
+        normal = torch.distributions.MultivariateNormal(
+            torch.zeros(30).double(), settings.covariance(x)
+        )
+        return 0.5 * (settings._sure * (logs - settings._usual) ** 2).sum() - normal.log_prob(y)
+
+    at, step = settings._logs, 1e-5
+    for i, direction in enumerate(torch.eye(8).double()):
+        rise = loss(at + step * direction) - loss(at - step * direction)
+        assert found[i].item() == pytest.approx(rise.item() / (2 * step), rel=1e-4, abs=1e-4)
+
+
+def test_coordinates_that_decide_nothing_are_found_out() -> None:
+    """Twenty coordinates, of which two decide: what was never seen is told well all the same."""
+
+    def truth(x: Any) -> Any:
+        return -(x[:, 3] ** 2) + x[:, 11]
+
+    surrogate = Surrogate()
+    surrogate.fit(points(100, 20)[:80], truth(points(100, 20)[:80]))
+    mean, deviation = surrogate.predict(points(100, 20)[80:])
+    error = np.abs(mean - truth(points(100, 20)[80:]))
+    assert error.mean() < 0.15 * truth(points(100, 20)).std()
+    assert (error < 3 * deviation + 1e-3).mean() > 0.9
+
+
+def test_what_was_seen_is_told_as_it_was() -> None:
+    x = points(40, 3)
+    surrogate = Surrogate()
+    surrogate.fit(x, np.sin(x).sum(1))
+    mean, deviation = surrogate.predict(x)
+    assert np.abs(mean - np.sin(x).sum(1)).max() < 0.05
+    assert (deviation >= 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_values_that_are_all_alike(value: float) -> None:
+    surrogate = Surrogate()
+    surrogate.fit(points(6, 2), np.full(6, value))
+    assert surrogate.predict(points(9, 2))[0] == pytest.approx(np.full(9, value))
+
+
+def test_points_seen_twice_are_no_trouble() -> None:
+    x = np.repeat(points(4, 2), 3, axis=0)
+    surrogate = Surrogate()
+    surrogate.fit(x, x[:, 0])
+    assert np.isfinite(surrogate.predict(x)[0]).all()
+
+
+SHARES = st.integers(1, 20).map(lambda k: k / 20)
+POINTS = st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=8)
+
+
+def area(rows: list[tuple[float, float]], base: list[tuple[float, float]]) -> float:
+    """Between the best score within each cost, and nothing, from the least cost of ``base`` on."""
+    start = min(cost for cost, _ in base)
+    total, best = 0.0, 0.0
+    steps = [*sorted((max(cost, start), score) for cost, score in rows), (1.0, 0.0)]
+    for (cost, score), (following, _) in itertools.pairwise(steps):
+        best = max(best, score)
+        total += (following - cost) * best
+    return total
+
+
+@given(POINTS, st.tuples(SHARES, SHARES))
+def test_growth_is_that_of_the_area(known: list[tuple[float, float]], new: Any) -> None:
+    costs, scores = np.array(known).T
+    grown = Staircase(costs, scores, 1.0).growth(np.array([new[0]]), np.array([new[1]]))[0]
+    assert grown == pytest.approx(area([*known, new], known) - area(known, known))
+
+
+@given(POINTS, POINTS, st.integers(1, 4))
+def test_each_is_chosen_for_what_it_adds(known: Any, new: Any, count: int) -> None:
+    costs, scores = np.array(new).T
+    chosen = Staircase(*np.array(known).T, 1.0).most_growth(costs, scores, count)
+    so_far = list(known)
+    for place in chosen:
+        gains = [area([*so_far, point], known) - area(so_far, known) for point in new]
+        assert gains[place] == pytest.approx(max(gains))
+        so_far.append(new[place])
+    if len(chosen) < count:
+        assert all(area([*so_far, p], known) == pytest.approx(area(so_far, known)) for p in new)
