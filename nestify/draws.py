@@ -14,6 +14,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -174,8 +175,7 @@ class Draws:
         it, so that this is seen once.
         """
         seed = torch.initial_seed()
-        fresh = torch.Generator().manual_seed(seed).get_state()
-        if torch.equal(torch.default_generator.get_state(), fresh):
+        if torch.equal(torch.default_generator.get_state(), _seeded(seed)):
             torch.rand(())
             if not self._resumed:
                 self.seed, self.step = seed & _MASK, 0
@@ -231,6 +231,12 @@ class Draws:
         """Read what :meth:`save_to` wrote; a state dict of another model changes nothing."""
         if _KEY in metadata:
             self.load_state_dict(metadata[_KEY])
+
+
+@lru_cache(maxsize=4)
+def _seeded(seed: int) -> torch.Tensor:
+    """The state of a generator that was just seeded."""
+    return torch.Generator().manual_seed(seed).get_state()
 
 
 def _several_ranks() -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nestify.space import Subnet
 
 MEASURED_POINTS = 24
+PRICE = "macs"  # the cost that the steps of a search are judged by
 _MACHINE = f"{platform.node()} ({platform.machine()})"  # latencies are of this machine only
 
 
@@ -59,7 +60,7 @@ class Pricer:
     def prices(self, subnets: Priced) -> NDArray[np.float64]:
         """Return what steps of a search are judged by: the MACs of ``subnets``."""
         table = self._nested.estimate(subnets, convention=self._convention)
-        return np.asarray(table.macs, dtype=np.float64)
+        return np.asarray(getattr(table, PRICE), dtype=np.float64)
 
     def value(self, subnet: Subnet) -> Value:
         """Return the costs of one subnet by name; latency is measured when it is asked for."""

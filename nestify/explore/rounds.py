@@ -7,6 +7,7 @@ search that was killed is resumed by running it again on scores that are known.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,12 +65,16 @@ Rounds = Generator[Round, Scores, None]
 
 @dataclass(frozen=True)
 class Problem:
-    """What a method knows: the space, what subnets cost, and how many may still be scored."""
+    """What a method knows: the space, what subnets cost, and how many may still be scored.
+
+    ``most`` is the price above which no subnet is of use, where a bound says so.
+    """
 
     space: SearchSpace
     prices: Prices
     seed: int
     budget: Callable[[], int]
+    most: float = math.inf
 
     @property
     def left(self) -> int:

@@ -6,6 +6,7 @@ smallest are among them, and points are placed just inside each set of constrain
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from nestify.explore.fidelity import fidelity
 from nestify.explore.ledger import Ledger
 from nestify.explore.methods import parse_method
 from nestify.explore.methods.steps import between
-from nestify.explore.pricing import Pricer
+from nestify.explore.pricing import PRICE, Pricer
 from nestify.explore.progress import Progress, front_note
 from nestify.explore.rounds import Method, Problem, Round
 from nestify.explore.storage import Storage
@@ -184,7 +185,8 @@ def _explore(
     """Answer the method's rounds; then the smallest subnet, and those just inside the bounds."""
     space = nested.space
     reserve = 1 + (_NEAR if bounds else 0)
-    problem = Problem(space, pricer.prices, seed, lambda: max(0, ledger.left - reserve))
+    most = bounds.get(PRICE, math.inf)
+    problem = Problem(space, pricer.prices, seed, lambda: max(0, ledger.left - reserve), most)
     if space.units:
         rounds = method.rounds(problem)
         try:

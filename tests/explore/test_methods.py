@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -27,9 +28,9 @@ class Table:
     def prices(self, subnets: Any) -> Any:
         return np.asarray(self.nested.estimate(subnets).macs, dtype=np.float64)
 
-    def run(self, method: str, seed: int = 0) -> Table:
+    def run(self, method: str, seed: int = 0, most: float = math.inf) -> Table:
         budget = lambda: self.limit - len(self.scores)  # noqa: E731
-        problem = Problem(self.nested.space, self.prices, seed, budget)
+        problem = Problem(self.nested.space, self.prices, seed, budget, most)
         rounds = parse_method(method).rounds(problem)
         try:
             asked = next(rounds)
@@ -129,6 +130,21 @@ def test_fn3_needs_a_tenth_of_algorithm_1(nested: FakeNested) -> None:
     literal = Table(nested).run("algorithm1")
     quick = Table(nested, limit=len(literal.scores) // 10).run("fn3")
     assert quick.hypervolume() >= literal.hypervolume() - 1e-3
+
+
+def test_fn3_looks_for_what_a_bound_allows() -> None:
+    nested = chain(12, u2=2.0, u7=2.0)
+    bound = 0.3 * Table(nested).prices([nested.space.largest()])[0]
+
+    def best(table: Table) -> float:
+        subnets = list(table.scores)
+        costs = table.prices(subnets)
+        return max(table.scores[s] for s, c in zip(subnets, costs, strict=True) if c <= bound)
+
+    def ends(most: float) -> float:
+        return sum(best(Table(nested, 64).run("fn3", seed, most)) for seed in range(3))
+
+    assert ends(bound) > ends(math.inf)
 
 
 def test_fn3_ends_when_all_is_scored() -> None:

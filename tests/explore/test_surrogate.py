@@ -106,7 +106,7 @@ POINTS = st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=8)
 
 
 def area(rows: list[tuple[float, float]], base: list[tuple[float, float]]) -> float:
-    """Between the best score within each cost, and nothing, from the least cost of ``base`` on."""
+    """Between the best score within each cost, and nothing: from the least cost of ``base``."""
     start = min(cost for cost, _ in base)
     total, best = 0.0, 0.0
     steps = [*sorted((max(cost, start), score) for cost, score in rows), (1.0, 0.0)]
@@ -117,10 +117,11 @@ def area(rows: list[tuple[float, float]], base: list[tuple[float, float]]) -> fl
 
 
 @given(POINTS, st.tuples(SHARES, SHARES))
-def test_growth_is_that_of_the_area(known: list[tuple[float, float]], new: Any) -> None:
+def test_growth_is_that_of_the_area(known: Any, new: Any) -> None:
     costs, scores = np.array(known).T
     grown = Staircase(costs, scores, 1.0).growth(np.array([new[0]]), np.array([new[1]]))[0]
-    assert grown == pytest.approx(area([*known, new], known) - area(known, known))
+    expected = area([*known, new], known) - area(known, known)
+    assert grown == pytest.approx(expected, abs=1e-12)
 
 
 @given(POINTS, POINTS, st.integers(1, 4))
@@ -129,8 +130,10 @@ def test_each_is_chosen_for_what_it_adds(known: Any, new: Any, count: int) -> No
     chosen = Staircase(*np.array(known).T, 1.0).most_growth(costs, scores, count)
     so_far = list(known)
     for place in chosen:
-        gains = [area([*so_far, point], known) - area(so_far, known) for point in new]
+        before = area(so_far, known)
+        gains = [area([*so_far, point], known) - before for point in new]
         assert gains[place] == pytest.approx(max(gains))
         so_far.append(new[place])
     if len(chosen) < count:
-        assert all(area([*so_far, p], known) == pytest.approx(area(so_far, known)) for p in new)
+        before = area(so_far, known)
+        assert all(area([*so_far, point], known) == pytest.approx(before) for point in new)

@@ -73,16 +73,20 @@ class _Search:
         self._whole: list[bool] = []
         self._problem, self._genes = problem, Genes(problem.space)
         self._full = problem.price(problem.space.largest())
+        self._most = min(1.0, problem.most / self._full)
         self._steps = np.maximum(1, np.round(window * self._genes.most)).astype(np.int64)
         self._random = np.random.default_rng(problem.seed)
         self._surrogate = Surrogate()
 
     def even(self, count: int) -> Rows:
-        """One share of every unit, costs even in their square root: they go with width squared."""
+        """The largest subnet, and one share of every unit from the largest cost of use down.
+
+        Costs are even in their square root, as they go with width squared.
+        """
         rows = np.round(np.linspace(1, 0, 256)[:, None] * self._genes.most).astype(np.int64)
         roots = self._costs(rows) ** 0.5
-        wanted = np.linspace(roots[0], roots[-1], count)
-        return rows[np.abs(roots - wanted[:, None]).argmin(1)]
+        wanted = np.linspace(self._most**0.5, roots[-1], count - 1)
+        return rows[[0, *np.abs(roots - wanted[:, None]).argmin(1)]]
 
     def score(self, rows: Rows) -> Rounds:
         """Have new rows scored; those clearly behind the better half are stopped."""
@@ -109,6 +113,7 @@ class _Search:
         latest = np.array(self._rows[-_FITTED:])
         self._surrogate.fit(self._features(latest), np.array(self.scores[-_FITTED:]))
         fresh = self._fresh(self._likely())
+        fresh = fresh[self._costs(fresh) <= self._most]
         if not len(fresh):
             return fresh
         return fresh[self._stairs().most_growth(self._costs(fresh), self._hopes(fresh), count)]
@@ -151,12 +156,14 @@ class _Search:
 
     def _stairs(self) -> Staircase:
         rows, scores = self._scored()
-        return Staircase(self._costs(rows), scores, end=1.0)
+        used = self._costs(rows) <= self._most
+        return Staircase(self._costs(rows[used]), scores[used], end=1.0)
 
     def _scored(self) -> tuple[Rows, Floats]:
-        """What was scored on all the data."""
-        whole = np.flatnonzero(self._whole)
-        return np.array(self._rows)[whole], np.array(self.scores)[whole]
+        """What is of use, and was scored on all the data."""
+        rows = np.array(self._rows)
+        used = np.array(self._whole)
+        return rows[used], np.array(self.scores)[used]
 
     def _costs(self, rows: Rows) -> Floats:
         return self._problem.prices(self._genes.sizes(rows)) / self._full
