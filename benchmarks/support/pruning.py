@@ -81,7 +81,8 @@ def resnet56(widths: tuple[int, ...] = (8, 16, 32), blocks: int = 9) -> nn.Modul
 class Subject(NamedTuple):
     """A network, its data and passes; ``epochs`` to train it and for ``tuning`` after pruning.
 
-    ``scored`` training images are what importance is measured and subnets are scored on.
+    ``scored`` training images are what importance is measured and subnets are scored on, at most
+    ``evaluations`` of them; a pruned network is fine-tuned ``repeats`` times, in other orders.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Subject(NamedTuple):
     rate: float = 0.1
     evaluations: int = 120
     scored: int = 512
+    repeats: int = 3
 
 
 IMAGE = torch.zeros(1, 8, 8)
@@ -101,7 +103,7 @@ SUBJECTS = (
     Subject("3 convolutions", digits.network, small, CHANNELS),
     Subject("MobileNetV2-like", lambda: mobilenet(IMAGE), small, CHANNELS),
     Subject("ResNeXt-like", lambda: resnext(IMAGE), small, f"{CHANNELS}+fn3-path{{where=all}}"),
-    Subject("ResNet-56-like", resnet56, cifar_shaped, CHANNELS, 10, 3, 0.1, 100, 256),
+    Subject("ResNet-56-like", resnet56, cifar_shaped, CHANNELS, 10, 3, 0.1, 100, 256, 1),
 )
 
 
