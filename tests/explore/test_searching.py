@@ -85,6 +85,16 @@ def test_shares_are_legal_and_monotone(units: list[Unit], a: float, b: float) ->
 # searching --------------------------------------------------------------------------------------
 
 
+def test_what_a_bound_on_macs_rules_out_is_not_scored() -> None:
+    """But for the largest subnet; fn3 spends its evaluations below the bound."""
+    nested = chain(9)
+    bound = 0.4 * nested.estimate([nested.space.largest()]).macs[0]
+    plan = run(nested, max_evaluations=40, constraints={"macs": bound})
+    above = [point.subnet for point in plan.points if point.cost.macs > bound]
+    assert above == [nested.space.largest()]
+    assert len(plan.points) == 40
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("budget", [3, 5, 17, 64])
 @pytest.mark.parametrize("bounds", [{}, {"macs": 20_000}])

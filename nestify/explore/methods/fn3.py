@@ -84,9 +84,10 @@ class _Search:
         Costs are even in their square root, as they go with width squared.
         """
         rows = np.round(np.linspace(1, 0, 256)[:, None] * self._genes.most).astype(np.int64)
-        roots = self._costs(rows) ** 0.5
-        wanted = np.linspace(self._most**0.5, roots[-1], count - 1)
-        return rows[[0, *np.abs(roots - wanted[:, None]).argmin(1)]]
+        costs = self._costs(rows)
+        useful, roots = rows[costs <= self._most], costs[costs <= self._most] ** 0.5
+        wanted = np.linspace(roots[0], roots[-1], count - 1)
+        return np.concatenate([rows[:1], useful[np.abs(roots - wanted[:, None]).argmin(1)]])
 
     def score(self, rows: Rows) -> Rounds:
         """Have new rows scored; those clearly behind the better half are stopped."""
