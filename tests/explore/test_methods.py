@@ -197,6 +197,17 @@ def test_methods_end_when_nothing_may_be_scored(name: str, limit: int) -> None:
     assert len(Table(chain(4), limit).run(name).scores) <= limit
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_subnets_that_cost_nothing_are_no_trouble(name: str) -> None:
+    """An embedding has units and no MACs."""
+
+    class Free(Table):
+        def prices(self, subnets: Any) -> Any:
+            return 0.0 * super().prices(subnets)
+
+    assert 3 <= len(Free(chain(3), 30).run(name).scores) <= 30
+
+
 def test_a_space_of_one_subnet_is_no_trouble() -> None:
     nested = FakeNested((Unit("u", "head", 1),), {})
     for name in METHODS:

@@ -42,7 +42,7 @@ class Evolution:
         genes = Genes(space)
         largest, least = space.largest(), space.smallest()
         yield Round([largest, least])
-        top = float(problem.prices([largest])[0])
+        top = max(1.0, problem.price(largest))  # some have no MACs at all
         algorithm = _nsga2(genes, self._first(problem, genes), problem.seed)
         for _ in range(self.generations):
             if problem.left <= 0:

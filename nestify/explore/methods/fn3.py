@@ -72,7 +72,7 @@ class _Search:
         self._rows: list[Rows] = []
         self._whole: list[bool] = []
         self._problem, self._genes = problem, Genes(problem.space)
-        self._full = problem.price(problem.space.largest())
+        self._full = max(1.0, problem.price(problem.space.largest()))  # some have no MACs at all
         self._most = min(1.0, problem.most / self._full)
         self._steps = np.maximum(1, np.round(window * self._genes.most)).astype(np.int64)
         self._random = np.random.default_rng(problem.seed)
