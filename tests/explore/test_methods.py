@@ -147,6 +147,10 @@ def test_fn3_looks_for_what_a_bound_allows() -> None:
     assert ends(bound) > ends(math.inf)
 
 
+def test_fn3_ends_after_its_evaluations() -> None:
+    assert len(Table(chain(6)).run("fn3{evaluations=37}").scores) == 37
+
+
 def test_fn3_ends_when_all_is_scored() -> None:
     nested = chain(2, size=32, step=8)
     assert len(Table(nested).run("fn3").scores) <= 16

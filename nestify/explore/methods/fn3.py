@@ -24,7 +24,6 @@ from nestify.pareto import pareto
 
 __all__ = ["Fn3"]
 
-_ENOUGH = 512  # evaluations that are spent where there is no limit
 _EVEN = 16  # even shares to begin with, at most a sixth of the evaluations
 _GENERATIONS = 4  # of candidates, each from the likely front of the last, before any is scored
 _CHILDREN = 64  # a generation
@@ -39,27 +38,36 @@ Floats = NDArray[np.float64]
 class Fn3:
     """Score ``candidates`` (C) a round, made by steps of at most ``window`` (dp) of a unit.
 
+    It ends after ``evaluations``, or when the search allows no more.
+
     Raises:
         UsageError: an option out of range.
     """
 
     candidates: int = 8
     window: float = 0.125
+    evaluations: int = 512
 
     def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise UsageError(f"candidates of method fn3 must be at least 1; got {self.candidates}")
+        for name in ("candidates", "evaluations"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"{name} of method fn3 must be at least 1; got {getattr(self, name)}"
+                )
         if not 0 < self.window <= 1:
             raise UsageError(f"window of method fn3 must be in (0, 1]; got {self.window}")
 
     def rounds(self, problem: Problem) -> Rounds:
         """Yield even shares of every unit, then candidates."""
         search = _Search(problem, self.window)
-        yield from search.score(search.even(min(_EVEN, max(3, problem.left // 6))))
+        left = min(problem.left, self.evaluations)
+        yield from search.score(search.even(min(_EVEN, max(3, left // 6))))
         idle = 0
-        while idle < _IDLE and problem.left > 0 and 0 < len(search.scores) < _ENOUGH:
-            count = min(self.candidates, problem.left, _ENOUGH - len(search.scores))
-            chosen = search.promising(count)
+        while idle < _IDLE and search.scores:
+            left = min(problem.left, self.evaluations - len(search.scores))
+            if left <= 0:
+                return
+            chosen = search.promising(min(self.candidates, left))
             idle = 0 if len(chosen) else idle + 1
             yield from search.score(chosen)
 
@@ -156,15 +164,15 @@ class _Search:
         return rows[pareto(self._costs(rows).tolist(), scores.tolist())]
 
     def _stairs(self) -> Staircase:
+        """The front that growth is measured by: of what a bound allows."""
         rows, scores = self._scored()
         used = self._costs(rows) <= self._most
         return Staircase(self._costs(rows[used]), scores[used], end=1.0)
 
     def _scored(self) -> tuple[Rows, Floats]:
-        """What is of use, and was scored on all the data."""
-        rows = np.array(self._rows)
-        used = np.array(self._whole)
-        return rows[used], np.array(self.scores)[used]
+        """What was scored on all the data."""
+        whole = np.array(self._whole)
+        return np.array(self._rows)[whole], np.array(self.scores)[whole]
 
     def _costs(self, rows: Rows) -> Floats:
         return self._problem.prices(self._genes.sizes(rows)) / self._full
