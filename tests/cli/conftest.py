@@ -85,5 +85,5 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A folder in which ``nestify plan --json`` was run, and its result."""
     folder = tmp_path_factory.mktemp("planned")
     (folder / "model.py").write_text(MODEL)
-    out = ("--out", "results/tiny", "--json", "--evaluations", "12")
+    out = ("--out", "results/tiny", "--json", "--evaluations", "24")
     return folder, nestify(folder, "plan", "model.py", "--constraint", "macs=700", *out)
