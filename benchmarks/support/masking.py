@@ -103,9 +103,10 @@ def _restrict(module: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> No
     if convolves:
         small.in_channels, small.out_channels = len(inner), len(out)
     channels_first = convolves or "2d" in type(module).__name__.lower()
+    channels: int = getattr(module, "channel_dim", 1 if channels_first else -1)  # timm's name
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        at = 1 if channels_first else x.ndim - 1
+        at = channels % x.ndim
         y = small(x.index_select(at, inner), *args, **kwargs)
         shape = [*y.shape[:at], len(weight), *y.shape[at + 1 :]]
         return y.new_zeros(shape).index_copy(at, out, y)
