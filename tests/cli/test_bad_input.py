@@ -88,7 +88,8 @@ def test_a_failed_export_leaves_the_scores_alone(folder: Path) -> None:
 def test_an_interrupt_ends_with_130_and_the_command_goes_on(folder: Path) -> None:
     (folder / "model.py").write_text(
         MODEL + "import os, time\n"
-        "def evaluate(model):\n    os.path.exists('slow') and time.sleep(0.5); return 1.0\n"
+        "def evaluate(model):\n    os.path.exists('slow') and time.sleep(0.5)\n"
+        "    return float(sum(model.active.values()))\n"  # a constant would end the search early
     )
     (folder / "slow").touch()
     command = ["plan", "model.py", "--out", "here", "--evaluations", "40"]
