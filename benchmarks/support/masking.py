@@ -64,6 +64,8 @@ def masked_copy(model: nn.Module, kept: Kept) -> nn.Module:
         }
         if own and _takes_statistics(module):
             _restrict(module, own)
+        elif not list(module.parameters()) and hasattr(module, "normalized_shape"):
+            _restrict_to_what_lives(module)
     with torch.no_grad():
         for name, tensor in masked.named_parameters(remove_duplicate=False):
             for dim, positions in kept.get(name, {}).items():
@@ -110,6 +112,21 @@ def _restrict(module: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> No
         y = small(x.index_select(at, inner), *args, **kwargs)
         shape = [*y.shape[:at], len(weight), *y.shape[at + 1 :]]
         return y.new_zeros(shape).index_copy(at, out, y)
+
+    vars(module)["forward"] = forward
+
+
+def _restrict_to_what_lives(module: nn.Module) -> None:
+    """A norm without weights of its own: the positions that are zero everywhere are the removed."""
+    small: Any = copy.deepcopy(module)
+    plain = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        alive = x.flatten(0, -2).any(0).nonzero().flatten()
+        if len(alive) == x.shape[-1]:
+            return plain(x)
+        small.normalized_shape = (len(alive),)
+        return torch.zeros_like(x).index_copy(x.ndim - 1, alive, small(x.index_select(-1, alive)))
 
     vars(module)["forward"] = forward
 
