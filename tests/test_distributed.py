@@ -96,8 +96,10 @@ def worker(
         drawn = run(net, nested, method, rank)
         weights = {name: whole(p) for name, p in nested.named_parameters()}
         torch.save({"drawn": drawn, "weights": weights}, f"{out}/{rank}.pt")
+        dist.barrier()  # no rank takes its connections down while the other one uses them
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may outlive their owner at exit, which aborts once in a while
 
 
 def free_port() -> int:
