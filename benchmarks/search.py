@@ -38,7 +38,6 @@ from nestify import NestedModel, Subnet
 CHANCE = 0.1
 LITERAL = "algorithm1"
 METHODS = ("fn3", "greedy", "evolution", "random", "uniform")
-LIMITS: dict[str, int | None] = {"random": 512, "uniform": 33}
 
 
 class Event(NamedTuple):
@@ -163,8 +162,7 @@ def compared(subject: Subject, methods: list[str], epochs: int, seed: int) -> It
     goal = hypervolume(events)
     yield summary(subject.name, f"{LITERAL}, literal", events, begun, None)
     for method in methods:
-        chosen = LIMITS.get(method) if epochs > 1 else 20
-        events, begun = run(nested, method, chosen, seed)
+        events, begun = run(nested, method, None if epochs > 1 else 20, seed)
         yield summary(subject.name, method, events, begun, goal)
 
 
@@ -175,7 +173,7 @@ def against_all(methods: list[str], epochs: int, seed: int) -> Iterator[Row]:
     best = hypervolume(events)
     yield summary(SMALL.name, "every subnet", events, len(events), None) | {"missed": 0.0}
     for method in methods:
-        events, begun = run(nested, method, min(128, LIMITS.get(method) or 128), seed)
+        events, begun = run(nested, method, 128, seed)
         row = summary(SMALL.name, method, events, begun, None)
         yield row | {"missed": round((best - hypervolume(events)) / best, 4)}
 

@@ -1,6 +1,6 @@
 """The search methods, one a file; each is a frozen dataclass, its options as fields.
 
-A method is named as a recipe's pass is: ``"fn3"``, ``"fn3{trajectories=5}"``, ``"evolution"``.
+A method is named as a recipe's pass is: ``"fn3"``, ``"fn3{window=0.25}"``, ``"evolution"``.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ class _Search:
     def __init__(self, problem: Problem, window: float) -> None:
         self.scores: list[float] = []  # of subnets that were stopped: estimates
         self._rows: list[Rows] = []
+        self._known_costs: list[float] = []
         self._whole: list[bool] = []
         self._problem, self._genes = problem, Genes(problem.space)
         self._full = max(1.0, problem.price(problem.space.largest()))  # some have no MACs at all
@@ -102,38 +103,41 @@ class _Search:
         fresh = self._fresh(rows)
         if not len(fresh):
             return
-        subnets = [self._genes.subnet(row) for row in fresh]
+        subnets, costs = [self._genes.subnet(row) for row in fresh], self._costs(fresh)
         if self.scores:
-            answer = yield Round(subnets, (len(fresh) + 1) // 2, self._merits(fresh))
+            answer = yield Round(subnets, (len(fresh) + 1) // 2, self._merits(costs))
         else:
             answer = yield Round(subnets)
-        for row, value, whole in zip(fresh, answer.values, answer.whole, strict=True):
+        told = zip(fresh, costs.tolist(), answer.values, answer.whole, strict=True)
+        for row, cost, value, whole in told:
             if value is not None:
                 self._rows.append(row)
+                self._known_costs.append(cost)
                 self.scores.append(value)
                 self._whole.append(whole)
 
-    def _merits(self, rows: Rows) -> list[Merit]:
+    def _merits(self, costs: Floats) -> list[Merit]:
         """What a score is worth: by how much it exceeds the best one known within that cost."""
-        return [Merit(base) for base in self._stairs().best(self._costs(rows)).tolist()]
+        return [Merit(base) for base in self._stairs().best(costs).tolist()]
 
     def promising(self, count: int) -> Rows:
         """The new rows by which the area under the front is likely to grow most."""
         latest = np.array(self._rows[-_FITTED:])
         self._surrogate.fit(self._features(latest), np.array(self.scores[-_FITTED:]))
         fresh = self._fresh(self._likely())
-        fresh = fresh[self._costs(fresh) <= self._most]
+        costs = self._costs(fresh)
+        fresh, costs = fresh[costs <= self._most], costs[costs <= self._most]
         if not len(fresh):
             return fresh
-        return fresh[self._stairs().most_growth(self._costs(fresh), self._hopes(fresh), count)]
+        return fresh[self._stairs().most_growth(costs, self._hopes(fresh), count)]
 
     def _likely(self) -> Rows:
         """The likely front: that of what is scored, and of generations of its children."""
-        rows, scores = self._scored()
-        rows = self._front(rows, scores)
+        rows, costs, scores = self._scored()
+        rows = rows[pareto(costs.tolist(), scores.tolist())]
         for _ in range(_GENERATIONS):
             rows = np.unique(np.concatenate([rows, self._children(rows)]), axis=0)
-            rows = self._front(rows, self._hopes(rows))
+            rows = rows[pareto(self._costs(rows).tolist(), self._hopes(rows).tolist())]
         return rows
 
     def _children(self, parents: Rows) -> Rows:
@@ -160,19 +164,17 @@ class _Search:
         """Halving a unit counts the same wherever it starts, until next to nothing is left."""
         return np.log2(self._genes.shares(rows) + 0.1)
 
-    def _front(self, rows: Rows, scores: Floats) -> Rows:
-        return rows[pareto(self._costs(rows).tolist(), scores.tolist())]
-
     def _stairs(self) -> Staircase:
         """The front that growth is measured by: of what a bound allows."""
-        rows, scores = self._scored()
-        used = self._costs(rows) <= self._most
-        return Staircase(self._costs(rows[used]), scores[used], end=1.0)
+        _, costs, scores = self._scored()
+        used = costs <= self._most
+        return Staircase(costs[used], scores[used], end=1.0)
 
-    def _scored(self) -> tuple[Rows, Floats]:
-        """What was scored on all the data."""
+    def _scored(self) -> tuple[Rows, Floats, Floats]:
+        """What was scored on all the data: rows, costs and scores."""
         whole = np.array(self._whole)
-        return np.array(self._rows)[whole], np.array(self.scores)[whole]
+        costs, scores = np.array(self._known_costs), np.array(self.scores)
+        return np.array(self._rows)[whole], costs[whole], scores[whole]
 
     def _costs(self, rows: Rows) -> Floats:
         return self._problem.prices(self._genes.sizes(rows)) / self._full

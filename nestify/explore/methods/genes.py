@@ -30,30 +30,27 @@ class Genes:
 
     def __init__(self, space: SearchSpace) -> None:
         self.units = space.units
-        self._sizes = [np.array(choices(unit), dtype=np.int64) for unit in space.units]
-        self.most: Rows = np.array([len(sizes) - 1 for sizes in self._sizes], dtype=np.int64)
+        self._columns = [(unit, np.array(choices(unit), np.int64)) for unit in space.units]
+        self.most: Rows = np.array([len(sizes) - 1 for _, sizes in self._columns], np.int64)
 
     def subnet(self, row: NDArray[Any]) -> Subnet:
         """The subnet of one row."""
-        places = zip(self.units, self._sizes, row, strict=True)
-        return Subnet({unit.name: int(sizes[int(place)]) for unit, sizes, place in places})
+        places = zip(self._columns, row, strict=True)
+        return Subnet({unit.name: int(sizes[int(place)]) for (unit, sizes), place in places})
 
     def rows(self, subnets: Sequence[Subnet]) -> Rows:
         """A row for each subnet."""
         rows = [
-            [int(np.searchsorted(sizes, subnet[unit.name])) for unit, sizes in self._columns()]
+            [int(np.searchsorted(sizes, subnet[unit.name])) for unit, sizes in self._columns]
             for subnet in subnets
         ]
         return np.array(rows, dtype=np.int64).reshape(-1, len(self.units))
 
     def sizes(self, rows: Rows) -> dict[str, NDArray[np.int64]]:
         """The sizes of each unit, a column for each, as costs are estimated from."""
-        return {unit.name: sizes[rows[:, k]] for k, (unit, sizes) in enumerate(self._columns())}
+        return {unit.name: sizes[rows[:, k]] for k, (unit, sizes) in enumerate(self._columns)}
 
     def shares(self, rows: Rows) -> NDArray[np.float64]:
         """What each unit keeps of its size, a column for each."""
-        columns = [sizes[rows[:, k]] / unit.size for k, (unit, sizes) in enumerate(self._columns())]
+        columns = [sizes[rows[:, k]] / unit.size for k, (unit, sizes) in enumerate(self._columns)]
         return np.stack(columns, axis=1)
-
-    def _columns(self) -> list[tuple[Any, NDArray[np.int64]]]:
-        return list(zip(self.units, self._sizes, strict=True))
