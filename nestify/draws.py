@@ -23,8 +23,9 @@ from torch import distributed
 from nestify.errors import UsageError
 from nestify.space import Subnet, Unit
 
-__all__ = ["DRAWS", "Draws", "check_draw", "draw_subnet", "keep_probabilities"]
+__all__ = ["BUFFER", "DRAWS", "Draws", "check_draw", "draw_subnet", "keep_probabilities"]
 
+BUFFER = "_draws"
 _KEY = "nestify.draws"
 _MASK = (1 << 63) - 1  # what an int64 buffer holds
 _CHECK = 0x5EED
@@ -125,7 +126,7 @@ class Draws:
     The seed is torch's when the stream is made, and ``torch.manual_seed`` starts the stream anew.
     In a distributed run it does not, as ranks are often seeded differently for their data: there
     all ranks must have the same seed when the nested model is made, or be wrapped in DDP, which
-    hands the state of rank 0 to all with the other buffers.
+    hands the state of rank 0 to all with the other buffers. ``buffers`` are those of the model.
 
     >>> draws = Draws()
     >>> draws.restart(seed=3)
@@ -133,28 +134,48 @@ class Draws:
     (Subnet({'a': 1}), 1)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: Mapping[str, torch.Tensor | None] | None = None) -> None:
         self.seed = torch.initial_seed() & _MASK
         self.step = 0
         self._resumed = False
         self._agreed = False
         self._recent: OrderedDict[tuple[int, ...], Subnet] = OrderedDict()
+        self._drawn: dict[tuple[int, int], Subnet] = {}
+        self._units: Sequence[Unit] = ()
+        self._buffers = {} if buffers is None else buffers
+        self._write()
 
-    def next(self, units: Sequence[Unit], buffer: torch.Tensor | None = None) -> Subnet:
-        """Draw the subnet of the next step; ``buffer`` is what DDP hands around."""
+    def next(self, units: Sequence[Unit]) -> Subnet:
+        """Draw the subnet of the next step."""
         if not _several_ranks():
             self._follow_manual_seed()
-        elif buffer is not None and not self._agreed:
-            self._read(buffer)
-        numbers = random.Random(f"{self.seed}/{self.step}")
+        elif not self._agreed:
+            self._read()
+        (subnet,) = self.upcoming(units, 1)
+        del self._drawn[self.seed, self.step]
         self.step += 1
-        if buffer is not None and not self._agreed:
-            self.write(buffer)
-        return draw_subnet(units, numbers)
+        if not self._agreed:
+            self._write()
+        return subnet
 
-    def for_call(
-        self, units: Sequence[Unit], inputs: Iterable[Any], buffer: torch.Tensor
-    ) -> Subnet:
+    def upcoming(self, units: Sequence[Unit], count: int) -> list[Subnet]:
+        """The subnets of the next ``count`` steps, which are not taken by that.
+
+        >>> draws, units = Draws(), [Unit("a", "channel", 8)]
+        >>> draws.upcoming(units, 3) == [draws.next(units) for _ in range(3)]
+        True
+        """
+        if units is not self._units:
+            self._units = units
+            self._drawn.clear()
+        steps = [(self.seed, self.step + i) for i in range(count)]
+        for seed, step in steps:
+            if (seed, step) not in self._drawn:
+                numbers = random.Random(f"{seed}/{step}")
+                self._drawn[seed, step] = draw_subnet(units, numbers)
+        return [self._drawn[step] for step in steps]
+
+    def for_call(self, units: Sequence[Unit], inputs: Iterable[Any]) -> Subnet:
         """The subnet of one forward: a new one, or that of before where a checkpoint recomputes it.
 
         ``torch.utils.checkpoint`` runs a forward again inside of backward, on the same inputs.
@@ -163,7 +184,7 @@ class Draws:
         # The only sign of a recomputation that both kinds of checkpoint give.
         if torch._C._current_graph_task_id() != -1 and key in self._recent:  # pyright: ignore[reportPrivateUsage]
             return self._recent[key]
-        subnet = self.next(units, buffer)
+        subnet = self.next(units)
         self._recent[key] = subnet
         self._recent.move_to_end(key)
         if len(self._recent) > _RECENT:
@@ -179,6 +200,7 @@ class Draws:
             torch.rand(())
             if not self._resumed:
                 self.seed, self.step = seed & _MASK, 0
+                self._drawn.clear()
         self._resumed = False
 
     def restart(self, seed: int, step: int = 0) -> None:
@@ -192,6 +214,8 @@ class Draws:
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise UsageError(f"{name} of the draws must be an int, 0 or more; got {value!r}")
         self.seed, self.step, self._resumed, self._agreed = seed & _MASK, step, True, False
+        self._drawn.clear()
+        self._write()
 
     def state_dict(self) -> dict[str, int]:
         """The seed and the step, for a checkpoint."""
@@ -203,19 +227,22 @@ class Draws:
 
     # --- among ranks ------------------------------------------------------------------------------
 
-    def write(self, buffer: torch.Tensor) -> None:
-        """Put the state into a buffer of three ints."""
-        if not buffer.is_meta:
-            values = [self.seed, self.step, self.seed ^ self.step ^ _CHECK]
+    def _write(self) -> None:
+        """Put the state into the buffer that DDP hands around."""
+        buffer = self._buffers.get(BUFFER)
+        values = [self.seed, self.step, self.seed ^ self.step ^ _CHECK]
+        if buffer is not None and not buffer.is_meta:
             buffer.copy_(torch.tensor(values), non_blocking=True)
 
-    def _read(self, buffer: torch.Tensor) -> None:
+    def _read(self) -> None:
         """Take the state that DDP copied from rank 0; memory that nobody wrote is left alone."""
         self._agreed = True
-        if not buffer.is_meta:
+        buffer = self._buffers.get(BUFFER)
+        if buffer is not None and not buffer.is_meta:
             seed, step, check = buffer.tolist()
             if check == seed ^ step ^ _CHECK:
                 self.seed, self.step = seed, step
+                self._drawn.clear()
 
     # --- a module's state dict --------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from nestify.groups import Graph
 from nestify.layouts import reads_in_order
 from nestify.padding import Room
 from nestify.rules import STRIDED, bind_arguments, op_name
-from nestify.running import RUNS, Bound, Frame, Run, Slot, Step, hand_on, reads, trains
+from nestify.running import RUNS, Bound, Frame, Read, Run, Slot, Step, hand_on, reads, trains
 from nestify.slicing import Keep
 
 __all__ = ["Program"]
@@ -58,11 +58,15 @@ class Program:
             self.slots,
             self.inputs,
             cast(list[Any], self._slotted(output.args[0])),
-            written(graph),
+            set(written(graph)),
             {node for node in graph.nodes if reads_in_order(node)},
-            {source: self.slots[node] for source, node in last.items()},
-            graph.tensor_dims,
         )
+        self._tensors = [
+            Read(n, self.slots[n], str(n.target), dims, [], (), self.slots[last[n]])
+            for n in self.attrs
+            for dims in (graph.tensor_dims[str(n.target)],)
+        ]
+        self._spelled = [i for i, s in enumerate(self.steps) if graph.calls[s.node].literals]
 
     @cached_property
     def norm_paths(self) -> Mapping[fx.Node, str]:
@@ -105,35 +109,36 @@ class Program:
         for held in (keep, room):
             if self.graph.batch is not None:
                 held.hold(self.graph.batch, batch)
-        steps, attrs = self._undropped(bypassed(self.graph, keep))
-        for node in attrs:
-            keep.plan(self.graph.tensor_dims[str(node.target)])
-        steps = [self._respelled(step, room) for step in steps]
-        pads = self._pads(attrs, keep, room)
-        return Bound(self.frame, keep, steps, attrs, pads, pad and smaller and self.images)
+        steps, tensors = self._undropped(bypassed(self.graph, keep), room)
+        tensors = [self._cut(read, keep, room) for read in tensors]
+        return Bound(self.frame, keep, steps, tensors, pad and smaller and self.images)
 
-    def _pads(self, attrs: Sequence[fx.Node], keep: Keep, room: Keep) -> dict[fx.Node, list[int]]:
-        """The zeros behind each tensor as torch's pad wants them, the last dim first."""
-        pads: dict[fx.Node, list[int]] = {}
-        for node in attrs if room is not keep else ():
-            dims = self.graph.tensor_dims[str(node.target)]
-            zeros = [room.size(e) - keep.size(e) for e in reversed(dims)]
-            if any(zeros):
-                pads[node] = [n for count in zeros for n in (0, count)]
-        return pads
+    def _cut(self, read: Read, keep: Keep, room: Keep) -> Read:
+        """How ``keep`` cuts a tensor, and the zeros that go behind it, the last dim's first."""
+        plan = keep.plan(read.dims)
+        if room is keep:
+            return read._replace(plan=plan) if plan else read
+        zeros = [room.size(e) - keep.size(e) for e in reversed(read.dims)]
+        pad = [n for count in zeros for n in (0, count)] if any(zeros) else ()
+        return read._replace(plan=plan, zeros=pad)
 
-    def _undropped(self, bypass: Mapping[fx.Node, fx.Node]) -> tuple[list[Step], list[fx.Node]]:
-        """The steps and tensors that are left without the dropped blocks."""
+    def _undropped(
+        self, bypass: Mapping[fx.Node, fx.Node], room: Keep
+    ) -> tuple[list[Step], Sequence[Read]]:
+        """The steps, spelled for ``room``, and tensors that are left without the dropped blocks."""
+        steps = self.steps.copy()
+        for i in self._spelled:
+            steps[i] = self._respelled(steps[i], room)
         if not bypass:
-            return self.steps, self.attrs
+            return steps, self._tensors
         live = live_nodes(self.graph, bypass)
         steps = [
             self._stand_in(s, bypass[s.node]) if s.node in bypass else s
-            for s in self.steps
+            for s in steps
             if s.node in live
         ]
-        attrs = [node for node in self.attrs if node in live]
-        return _freeing(steps, set(reads(self.frame.outputs))), attrs
+        tensors = [read for read in self._tensors if read.node in live]
+        return _freeing(steps, set(reads(self.frame.outputs))), tensors
 
     def _stand_in(self, step: Step, stays: fx.Node) -> Step:
         """Hand on the operand that stays in place of a block's sum."""
@@ -142,8 +147,6 @@ class Program:
 
     def _respelled(self, step: Step, keep: Keep) -> Step:
         literals = self.graph.calls[step.node].literals
-        if not literals or step.run is hand_on:
-            return step
         bound = bind_arguments(step.node)
         spelled = {
             name: keep.literal(self._slotted(bound[name]), expr)

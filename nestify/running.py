@@ -16,10 +16,10 @@ from torch import fx, nn
 
 from nestify.layouts import channels_last, contiguous, is_contiguous_map, run_in_order
 from nestify.rules import PAIRED, Dims
-from nestify.slicing import Keep
+from nestify.slicing import Keep, Plan, cut
 from nestify.trees import find, get_tensor, submodule
 
-__all__ = ["RUNS", "Bound", "Frame", "Run", "Slot", "Step", "hand_on", "reads", "trains"]
+__all__ = ["RUNS", "Bound", "Frame", "Read", "Run", "Slot", "Step", "hand_on", "reads", "trains"]
 
 Special = Callable[[list[Any]], Any]
 _NONE: Mapping[Any, Any] = MappingProxyType({})
@@ -50,16 +50,30 @@ class Frame(NamedTuple):
     """What all subnets of a graph have in common.
 
     ``written`` are the buffers that some call writes into, ``ordered`` the calls that want maps
-    with their channels first, ``last_reads`` the slots of the last readers of values.
+    with their channels first.
     """
 
     slots: Mapping[fx.Node, int]
     inputs: Sequence[fx.Node]
     outputs: Sequence[Any]
-    written: Sequence[fx.Node]
+    written: set[fx.Node]
     ordered: set[fx.Node]
-    last_reads: Mapping[fx.Node, int]
-    tensor_dims: Mapping[str, Dims]
+
+
+class Read(NamedTuple):
+    """A tensor of the model as one subnet reads it.
+
+    ``plan`` cuts it, ``zeros`` are put behind it as torch's pad wants them, ``last`` is the slot of
+    its last reader.
+    """
+
+    node: fx.Node
+    out: int
+    name: str
+    dims: Dims
+    plan: Plan
+    zeros: Sequence[int]
+    last: int
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -71,8 +85,7 @@ class Bound:
     frame: Frame
     keep: Keep
     steps: Sequence[Step]
-    attrs: Sequence[fx.Node]
-    pads: Mapping[fx.Node, list[int]]
+    tensors: Sequence[Read]
     channels_last: bool = False
 
 
@@ -132,8 +145,8 @@ class Run:
             for slot in step.frees:
                 env[slot] = None
             self.at += 1
-        for node, value in written:
-            _write_back(self._full(node), bound, node, value)
+        for read, value in written:
+            _write_back(self._full(read.name), bound.keep, read, value)
         values = [_fill(value, env) for value in frame.outputs]
         return [contiguous(value) for value in values] if self.turned else values
 
@@ -146,37 +159,38 @@ class Run:
             except StopIteration as done:
                 return done.value
 
-    def _full(self, node: fx.Node) -> torch.Tensor:
-        name = str(node.target)
+    def _full(self, name: str) -> torch.Tensor:
         return self.own[name] if name in self.own else get_tensor(self.root, name)
 
-    def _read_tensors(self) -> list[tuple[fx.Node, torch.Tensor]]:
+    def _read_tensors(self) -> list[tuple[Read, torch.Tensor]]:
         """Put slices of what is read from here on in its slots; returns those that are written."""
-        bound, frame, env = self.bound, self.frame, self.env
+        bound, env, writes = self.bound, self.env, self.frame.written
         first = bound.steps[self.at].out if self.at else 0
-        for node in bound.attrs:
-            if frame.last_reads[node] < first:
+        written: list[tuple[Read, torch.Tensor]] = []
+        for read in bound.tensors:
+            if read.last < first:
                 continue
-            cut = bound.keep.slice(self._full(node), frame.tensor_dims[str(node.target)])
-            cut = F.pad(cut, bound.pads[node]) if node in bound.pads else cut
-            env[frame.slots[node]] = channels_last(cut) if self.turned else cut
-        values = ((node, env[frame.slots[node]]) for node in frame.written)
-        return [(node, value) for node, value in values if value is not None]
+            value = cut(self._full(read.name), read.plan)
+            if read.zeros:
+                value = F.pad(value, read.zeros)
+            env[read.out] = value = channels_last(value) if self.turned else value
+            if read.node in writes:
+                written.append((read, value))
+        return written
 
 
-def _write_back(full: torch.Tensor, bound: Bound, node: fx.Node, value: torch.Tensor) -> None:
+def _write_back(full: torch.Tensor, keep: Keep, read: Read, value: torch.Tensor) -> None:
     """What calls wrote into a copied slice of a buffer; views wrote into the buffer itself."""
-    keep, dims = bound.keep, bound.frame.tensor_dims[str(node.target)]
-    views = all(isinstance(cut, int) for _, cut in keep.plan(dims))
-    if views and node not in bound.pads:
+    views = all(isinstance(kept, int) for _, kept in read.plan)
+    if views and not read.zeros:
         return
-    value = value[tuple(slice(keep.size(expr)) for expr in dims)]
+    value = value[tuple(slice(keep.size(expr)) for expr in read.dims)]
     # As torch's own batch norm does, without a sign that the tensor changed: autograd saves
     # running statistics though backward does not read them, and the next step may come first.
     if views:
-        keep.slice(full.data, dims).copy_(value)
+        cut(full.data, read.plan).copy_(value)
         return
-    grid = torch.meshgrid(*(keep.indices(e).to(full.device) for e in dims), indexing="ij")
+    grid = torch.meshgrid(*(keep.indices(e).to(full.device) for e in read.dims), indexing="ij")
     full.data[grid] = value
 
 

@@ -16,9 +16,10 @@ import torch
 from nestify.dims import Concat, Const, Dim, Expr, Product, dims_of, resolve
 from nestify.errors import UsageError
 
-__all__ = ["Fold", "Keep"]
+__all__ = ["Fold", "Keep", "Plan", "cut"]
 
 T = TypeVar("T")
+Plan = list[tuple[int, Any]]  # (position of a dim, count of its first ones or the positions kept)
 
 
 class Fold(Generic[T]):
@@ -82,7 +83,7 @@ class Keep:
     ) -> None:
         self.picks = dict(picks or {})
         self.sizes: dict[Dim, int] = {**counts, **{d: len(p) for d, p in self.picks.items()}}
-        self._plans: dict[int, tuple[Sequence[Expr], list[tuple[int, Any]]]] = {}
+        self._plans: dict[int, tuple[Sequence[Expr], Plan]] = {}
         self._size = Fold(self._kept, math.prod, sum)
 
     def size(self, expr: Expr) -> int:
@@ -145,36 +146,39 @@ class Keep:
             return [self.literal(v, e) for v, e in zip(value, expr, strict=True)]
         return expr if isinstance(expr, int) else self.size(expr)
 
-    def plan(self, dims: Sequence[Expr]) -> list[tuple[int, Any]]:
+    def plan(self, dims: Sequence[Expr]) -> Plan:
         """How to cut a tensor with these dims: (dim, count of first ones or positions) per cut."""
         cached = self._plans.get(id(dims))
         if cached is not None:
             return cached[1]
-        steps: list[tuple[int, Any]] = []
+        steps: Plan = []
         for position, expr in enumerate(dims):
-            if self.is_full(expr):
-                continue
-            if self._is_prefix(expr):
-                steps.append((position, self.size(expr)))
-            else:
-                steps.append((position, self.indices(expr)))
+            if not self.is_full(expr):
+                kept = self.size(expr) if self._is_prefix(expr) else self.indices(expr)
+                steps.append((position, kept))
         self._plans[id(dims)] = (dims, steps)
         return steps
 
     def slice(self, tensor: torch.Tensor, dims: Sequence[Expr]) -> torch.Tensor:
         """Cut ``tensor`` to what is kept: views for first positions, copies for others."""
-        shape = list(tensor.shape)
-        for position, cut in self.plan(dims):
-            if isinstance(cut, int):
-                shape[position] = cut
-            else:
-                tensor = tensor.index_select(position, cut.to(tensor.device))
-                shape[position] = len(cut)
-        if shape == list(tensor.shape):
-            return tensor
-        # One view for all dims: narrow would fill a tensor of the full size with zeros in backward
-        # for each dim, and in the wrong memory format.
-        return tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
+        return cut(tensor, self.plan(dims))
+
+
+def cut(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Cut ``tensor`` as :meth:`Keep.plan` says."""
+    if not plan:
+        return tensor
+    shape = list(tensor.shape)
+    for position, kept in plan:
+        if isinstance(kept, int):
+            shape[position] = kept
+        else:
+            tensor = tensor.index_select(position, kept.to(tensor.device))
+            shape[position] = len(kept)
+    # One view for all dims: narrow would fill a tensor of the full size with zeros in backward
+    # for each dim, and in the wrong memory format.
+    whole = shape == list(tensor.shape)
+    return tensor if whole else tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
 
 
 def check_positions(name: str, size: int, positions: torch.Tensor) -> torch.Tensor:

@@ -179,6 +179,37 @@ def test_a_copy_goes_on_alone() -> None:
     assert drawn(twin) == drawn(nested)
 
 
+def test_looking_ahead_takes_no_draw() -> None:
+    """Subnets are bound some steps ahead: what is drawn, and from where, stays the same."""
+    nested, twin = make(), make()
+    units = nested.space.units
+    for seed in (5, 6):
+        for net in (nested, twin):
+            net.draws.restart(seed)
+        ahead = nested.draws.upcoming(units, 9)
+        assert nested.draws.state_dict() == twin.draws.state_dict()
+        assert ahead == nested.draws.upcoming(units, 9)
+        assert [twin.draws.next(units) for _ in range(9)] == ahead
+        assert [nested.draw() for _ in range(9)] == ahead
+    assert nested.draws.upcoming(units[:1], 1)[0].keys() == {units[0].name}
+
+
+def test_steps_of_one_batch_size_are_bound_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    nested = make()
+    nested.draws.restart(1)
+    bound: list[nestify.Subnet] = []
+    bind = nested.keep
+    monkeypatch.setattr(nested, "keep", lambda subnet: bound.append(subnet) or bind(subnet))
+    drawn(nested, 1)
+    assert len(bound) == 1
+    expected = nested.draws.upcoming(nested.space.units, 17)
+    drawn(nested, 17)
+    assert set(bound[1:]) == set(expected) - set(bound[:1])
+    assert len(bound) == len(set(bound))  # none twice
+    nested(torch.zeros(3, 6))
+    assert len(bound) == len(set(bound)) + 1  # a new size of the batch: that subnet only
+
+
 def test_wrong_states_are_refused() -> None:
     for seed, step in ((-1, 0), (0, -1), (True, 0), (0, 1.5)):
         with pytest.raises(nestify.UsageError, match="must be an int"):
@@ -212,6 +243,24 @@ def test_a_rank_takes_the_state_that_ddp_copied(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("nestify.draws._several_ranks", lambda: True)
     torch.manual_seed(99)  # seeds of ranks differ: no draw may follow them
     assert drawn(second) == drawn(first)
+
+
+@pytest.mark.parametrize("way", ["state_dict", "by hand"])
+def test_a_resumed_run_goes_on_among_ranks(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks resume before they are wrapped: what DDP hands around must not be older."""
+    nested = make()
+    drawn(nested, 7)
+    resumed = make()
+    if way == "state_dict":
+        resumed.load_state_dict(nested.state_dict())
+    else:
+        resumed.draws.load_state_dict(nested.draws.state_dict())
+    other = make()  # a rank that reads no checkpoint
+    other.get_buffer("_draws").copy_(resumed.get_buffer("_draws"))
+    expected = drawn(nested)
+    monkeypatch.setattr("nestify.draws._several_ranks", lambda: True)
+    assert drawn(resumed) == expected
+    assert drawn(other) == expected
 
 
 def test_memory_that_nobody_wrote_is_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
