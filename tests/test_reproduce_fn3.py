@@ -13,6 +13,7 @@ import torch
 
 import nestify
 from examples import reproduce_fn3
+from examples.data import images
 
 
 @pytest.fixture
@@ -61,17 +62,28 @@ def test_mnist_is_read_from_a_folder(tmp_path: Path, zipped: bool) -> None:
         ):
             path = tmp_path / (f"{name}.gz" if zipped else name)
             path.write_bytes(gzip.compress(raw) if zipped else raw)
-    data = reproduce_fn3.mnist(tmp_path)
+    data = images.mnist(tmp_path)
     assert [tuple(x.shape) for x, _ in data] == [(80, 1, 28, 28), (20, 1, 28, 28), (20, 1, 28, 28)]
     assert data.test[0].max() == pytest.approx(97 / 255)
     assert data.test[1].tolist() == [i % 10 for i in range(20)]
 
 
-def test_cifar10_is_read_from_a_folder(tmp_path: Path) -> None:
-    row = {b"data": np.full((20, 3072), 51, np.uint8), b"labels": [i % 10 for i in range(20)]}
+def write_cifar10(folder: Path, row: object, protocol: int) -> None:
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        (tmp_path / name).write_bytes(pickle.dumps(row))
-    data = reproduce_fn3.cifar10(tmp_path)
+        (folder / name).write_bytes(pickle.dumps(row, protocol))
+
+
+@pytest.mark.parametrize("protocol", [2, 5])  # the published files are of protocol 2
+def test_cifar10_is_read_from_a_folder(tmp_path: Path, protocol: int) -> None:
+    row = {b"data": np.full((20, 3072), 51, np.uint8), b"labels": [i % 10 for i in range(20)]}
+    write_cifar10(tmp_path, row, protocol)
+    data = images.cifar10(tmp_path)
     assert tuple(data.train[0].shape) == (80, 3, 32, 32)
     assert data.train[0].unique().tolist() == pytest.approx([0.2])
     assert len(data.test[1]) == 20
+
+
+def test_a_pickle_that_names_more_than_arrays_is_refused(tmp_path: Path) -> None:
+    write_cifar10(tmp_path, {b"data": Path("x")}, 2)
+    with pytest.raises(pickle.UnpicklingError, match="Path: it is not read"):
+        images.cifar10(tmp_path)
