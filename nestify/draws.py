@@ -3,18 +3,20 @@
 A step's random numbers depend on a seed and the number of the step, on nothing else. So every rank
 of a distributed run draws the same subnet without a word, and a run that is resumed goes on where
 it stopped. FN3 draws every size uniformly and independently (section 3: p(c) = 1/M); then narrow
-networks are hardly ever seen whole, so the default here is a mixture: a quarter of the steps train
-the full network, most others one share of all widths, the rest widths drawn one by one.
+networks are hardly ever seen whole, so the default here is a mixture: an eighth of the steps train
+the full network, half of them one share of all widths, most others shares up to twice or half of
+one, and a few draw every width by itself, so that all sizes are met.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -30,8 +32,9 @@ _KEY = "nestify.draws"
 _MASK = (1 << 63) - 1  # what an int64 buffer holds
 _CHECK = 0x5EED
 _RECENT = 32
-_COINS = 8  # what a law reads of the coin are eighths
-_GRID = 64  # numbers a choice, from which probabilities are counted
+_COINS = 32  # what a law reads of the coin are so many parts
+_GRID = 16  # numbers a choice, from which probabilities are counted
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +60,21 @@ def _log_uniform(unit: Unit, number: float) -> int:
 
 
 def _mixture(unit: Unit, numbers: _Numbers) -> int:
-    """The full size, one share of all units over four octaves, or sizes of their own."""
-    if numbers.coin < 1 / 4:
+    """The full size, one share of all units over four octaves, shares within an octave of one, or
+    sizes of their own.
+    """
+    if numbers.coin < 4 / 32:
         return unit.size
-    if numbers.coin < 7 / 8:
-        shared = _uniform if unit.kind == "layer" else _four_octaves
-        return shared(unit, numbers.shared)
-    return _log_uniform(unit, numbers.own)
+    if numbers.coin >= 31 / 32:
+        return _log_uniform(unit, numbers.own)
+    near = (numbers.own - 1 / 2) / 2 if numbers.coin >= 20 / 32 else 0.0
+    number = min(max(numbers.shared + near, 0.0), math.nextafter(1.0, 0.0))
+    return (_uniform if unit.kind == "layer" else _four_octaves)(unit, number)
 
 
 def _four_octaves(unit: Unit, number: float) -> int:
     """From a sixteenth of the full size on, where every doubling is as likely as the next."""
-    size = math.ceil(unit.size * 2.0 ** (-4 * (1 - number)))
-    return max((choice for choice in unit.choices if choice <= size), default=unit.minimum)
+    return unit.choices.at_most(math.ceil(unit.size * 2.0 ** (-4 * (1 - number))))
 
 
 DRAWS: Mapping[str, Callable[[Unit, _Numbers], int]] = {
@@ -91,7 +96,7 @@ def draw_subnet(units: Sequence[Unit], numbers: random.Random) -> Subnet:
     """Draw one size a unit, each by the law of its ``draw``.
 
     >>> draw_subnet([Unit("a", "channel", 8, draw="uniform")], random.Random(0))
-    Subnet({'a': 6})
+    Subnet({'a': 4})
     """
     coin, shared = numbers.random(), numbers.random()
     return Subnet(
@@ -109,15 +114,14 @@ def keep_probabilities(unit: Unit, most: int | None = None) -> list[float]:
     [1.0, 0.75, 0.5, 0.25]
     """
     count = len(unit.choices) * _GRID
-    grid = ((i + 0.5) / count for i in range(count))
+    stride = next(n for n in range(round(count * _GOLDEN), 0, -1) if math.gcd(n, count) == 1)
+    pairs = [((i + 0.5) / count, (i * stride % count + 0.5) / count) for i in range(count)]
     coins = [(i + 0.5) / _COINS for i in range(_COINS)]
     law = DRAWS[unit.draw]
-    sizes = [law(unit, _Numbers(coin, number, number)) for number in grid for coin in coins]
-    drawn = [size for size in sizes if most is None or size <= most]
-    return [
-        sum(size >= m for size in drawn) / len(drawn) if drawn else 0.0
-        for m in range(1, unit.size + 1)
-    ]
+    sizes = [law(unit, _Numbers(coin, *pair)) for pair in pairs for coin in coins]
+    drawn = Counter(size for size in sizes if most is None or size <= most)
+    below = accumulate(drawn[m] for m in range(unit.size))
+    return [1 - less / drawn.total() if drawn else 0.0 for less in below]
 
 
 class Draws:
@@ -131,7 +135,7 @@ class Draws:
     >>> draws = Draws()
     >>> draws.restart(seed=3)
     >>> draws.next([Unit("a", "channel", 8)]), draws.step
-    (Subnet({'a': 1}), 1)
+    (Subnet({'a': 3}), 1)
     """
 
     def __init__(self, buffers: Mapping[str, torch.Tensor | None] | None = None) -> None:

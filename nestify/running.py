@@ -131,8 +131,8 @@ class Run:
             args, kwargs = step.args, step.kwargs
             if step.in_training is not None and trains(root, step.path):
                 args, kwargs = step.in_training
-            args = [_fill(arg, env) for arg in args]
-            kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()}
+            args = [env[a.at] if a.__class__ is Slot else _fill(a, env) for a in args]
+            kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()} if kwargs else {}
             yield step.node, args, kwargs
             if step.node in self.special:
                 env[step.out] = self.special[step.node](args)
