@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -141,14 +141,20 @@ def peak(subject: Subject, variant: str, batch: int, steps: int) -> float:
 
 
 def peak_here(name: str, variant: str, batch: int, steps: int) -> None:
-    """Print the peak of this process."""
+    """Print by how much training raises the peak of this process, in MiB."""
     subject = next(s for s in SUBJECTS if s.name == name)
     torch.set_num_threads(2)
     made, _ = variants(subject, FORMATS[0], False, batch, "cpu", (variant,), steps)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory("VmRSS")
     for _ in range(steps):
         made[variant]()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(memory("VmHWM") - before)
+
+
+def memory(field: str) -> float:
+    """A field of Linux's account of this process, in MiB; getrusage has the peak of the parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def main() -> None:
@@ -159,11 +165,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="part of a network's name")
+    parser.add_argument("--memory", action="store_true", help="peak memory, and no times")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(machine())
     rows: list[Row] = []
-    for subject in (s for s in SUBJECTS if options.only in s.name):
+    for subject in (s for s in SUBJECTS if options.only in s.name and not options.memory):
         count = options.steps * (1 if subject.images else 20)
         for layout in FORMATS if subject.images else FORMATS[:1]:
             for bf16 in (False, True):
@@ -184,14 +191,14 @@ def main() -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-    memory: list[Row] = []
+    peaks: list[Row] = []
     for subject in (s for s in SUBJECTS if options.only in s.name and options.device == "cpu"):
         found = {name: peak(subject, name, options.batch, 6) for name in VARIANTS[:2]}
-        memory.append({"network": subject.name, **{f"{k} MiB": v for k, v in found.items()}})
+        peaks.append({"network": subject.name, **{f"{k} MiB": v for k, v in found.items()}})
     show("A training step, relative to the dense network", rows)
-    show("Peak memory of training", memory)
+    show("Peak memory of training", peaks)
     if options.device == "cpu":
-        write("train_step", {"steps": kept("steps", rows), "memory": kept("memory", memory)})
+        write("train_step", {"steps": kept("steps", rows), "memory": kept("memory", peaks)})
 
 
 def kept(table: str, rows: list[Row]) -> list[Row]:

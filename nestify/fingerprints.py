@@ -30,7 +30,8 @@ def fingerprint(nested: NestedModel) -> Fingerprint:
     """Return the fingerprint of ``nested``.
 
     Example:
-        >>> fingerprint(nested) == fingerprint(nestify.transform(model, "fn3-channel"))
+        >>> import nestify
+        >>> fingerprint(nested) == fingerprint(nestify.transform(model, "fn3-channel", (x,)))
         True
     """
     import torch

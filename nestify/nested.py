@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -19,11 +18,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from nestify.bindings import AHEAD, Bindings
 from nestify.calibration import BatchStatistics, inputs_of, reestimate_batch_norm
 from nestify.cost import Column, Costs, Pricing
 from nestify.cuts import Cuts
 from nestify.draws import BUFFER, Draws
-from nestify.errors import UsageError
 from nestify.extract import emit, module_tree
 from nestify.groups import DimGroup, Graph
 from nestify.keeping import columns_of, keep_of
@@ -42,9 +41,7 @@ from nestify.verification import verify_extracted
 
 __all__ = ["NestedModel"]
 
-_CACHE = 64
 _SWITCH = "switchable_norms"
-_AHEAD = 16  # steps: binding them in a row takes a third of the time of one between two passes
 
 
 class NestedModel(nn.Module):
@@ -69,9 +66,8 @@ class NestedModel(nn.Module):
         dims = {name: group.dim for name, group in self.unit_groups.items()}
         self._overlays = Overlays(graph, self.space, dims)
         self._active: Subnet | None = None
-        self._programs: OrderedDict[tuple[Subnet, int, bool], Bound] = OrderedDict()
-        self._batch = -1  # of the latest subnet that was bound
         self._program = Program(graph)
+        self._bindings = Bindings(self._program)
         self._reuse: Reuse | None = None
         self._in_training = modes_in_training(graph.capture.model)
         tree = module_tree(graph)
@@ -114,29 +110,10 @@ class NestedModel(nn.Module):
     @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]  # torch's own
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run a drawn subnet in training, the active one in eval, on inputs as the original's."""
-        flat = self._flat(args, kwargs)
+        flat = self._program.flat(args, kwargs)
         subnet = self.subnet_of_call(flat)
         values = self._pass(subnet, flat)
         return pytree.tree_unflatten(values, self.graph.capture.out_spec)
-
-    @cached_property
-    def _takes_tensors(self) -> int:
-        """How many inputs the model takes, if they are all plain positional ones; else -1."""
-        spec = self.graph.capture.in_spec
-        count = spec.num_leaves
-        return count if spec == pytree.tree_structure(((0,) * count, {})) else -1
-
-    def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        if len(args) == self._takes_tensors and not kwargs:
-            if all(isinstance(arg, torch.Tensor) for arg in args):
-                return list(args)
-        flat, spec = pytree.tree_flatten((args, kwargs))
-        if spec != self.graph.capture.in_spec:
-            raise UsageError(
-                "inputs must have the structure of the example inputs, "
-                f"{self.graph.capture.in_spec}; got {spec}"
-            )
-        return flat
 
     def _pass(
         self, subnet: Subnet, flat: list[Any], norms: BatchStatistics | None = None
@@ -178,22 +155,11 @@ class NestedModel(nn.Module):
         return drawn if switch is None else switch.subnets[drawn[switch.unit.name] - 1]
 
     def _bind(self, subnet: Subnet, batch: int) -> Bound:
-        key = (subnet, batch, self.training)
-        bound = self._programs.get(key)
-        if bound is None:
-            wanted = [subnet]
-            if self.training and subnet == self.drawn and batch == self._batch:
-                wanted += map(self._meant, self.draws.upcoming(self._drawable, _AHEAD))
-            for one in wanted:
-                if (one, batch, self.training) not in self._programs:
-                    made = self._program.bind(self.keep(one), batch, pad=self.training)
-                    self._programs[one, batch, self.training] = made
-            self._batch = batch
-            while len(self._programs) > _CACHE:
-                self._programs.popitem(last=False)
-            bound = self._programs[key]
-        self._programs.move_to_end(key)
-        return bound
+        drawn = self.training and subnet == self.drawn
+        return self._bindings.of(self, subnet, batch, self.keep, self._upcoming if drawn else tuple)
+
+    def _upcoming(self) -> list[Subnet]:
+        return [self._meant(drawn) for drawn in self.draws.upcoming(self._drawable, AHEAD)]
 
     def _own(
         self, subnet: Subnet, *, training: bool = False, statistics: bool = True
@@ -260,7 +226,7 @@ class NestedModel(nn.Module):
         norms = BatchStatistics(self._program.norm_paths)
         with in_eval(self), torch.no_grad():
             for batch in batches:
-                self._pass(whole, self._flat(inputs_of(batch), {}), norms)
+                self._pass(whole, self._program.flat(inputs_of(batch), {}), norms)
                 norms.close_batch()
         full = dict(self.named_tensors()) | self._own(whole, statistics=False)
         self._overlays.note(whole, self.keep(whole), full, norms.averages_of_batches())
@@ -388,7 +354,7 @@ class NestedModel(nn.Module):
         """Copy the weights and share the analysis, which never changes."""
         memo[id(self.graph)] = self.graph
         lazy = (vars(self).get(name) for name in ("pricing", "_cuts"))
-        for value in (self._groups, self._program, self._programs, *lazy):
+        for value in (self._groups, self._program, self._bindings, *lazy):
             memo[id(value)] = value
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin

@@ -5,6 +5,8 @@ size: a step with 77 channels costs as much as one with 80, and a draw that neve
 the compilation on top. So in training a convolution with 77 drawn channels runs on 80, three of
 them made of zero weights. A channel of zeros adds nothing to what reads it, and gets no gradient:
 the result is that of 77. This holds where the table says so of every op that the dim meets.
+
+Matrices in float32 have no such kernels, and zeros would only cost; in 16 bits they have.
 """
 
 from __future__ import annotations
@@ -22,12 +24,17 @@ from nestify.slicing import Keep
 
 __all__ = ["Room"]
 
+_MATRICES = frozenset(("linear",))
 _LANES = 16
 _SIZES = 16  # of a dim, at most: each is compiled once
 
 
 class Room:
-    """The dims of a graph that may be padded with zeros, and to which sizes.
+    """The dims of a graph that may be padded with zeros, and to which multiples.
+
+    Attributes:
+        quanta: of dims that convolutions meet.
+        matrix_quanta: of other dims that linear layers meet.
 
     >>> import torch
     >>> from nestify.capture import capture
@@ -40,12 +47,19 @@ class Room:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.quanta = {dim: _quantum(dim.size) for dim in _paddable(graph)}
+        barred = _barred(graph)
+        convolved, multiplied = _met(graph, CONVOLUTIONS), _met(graph, _MATRICES)
+        self.quanta = {dim: _quantum(dim.size) for dim in convolved - barred}
+        self.matrix_quanta = {dim: _quantum(dim.size) for dim in multiplied - convolved - barred}
 
-    def padded(self, keep: Keep) -> Keep:
-        """The same with more room where it is cheaper; ``keep`` itself where there is none."""
+    def padded(self, keep: Keep, *, half: bool = False) -> Keep:
+        """The same with more room where it is cheaper; ``keep`` itself where there is none.
+
+        ``half``: the matrices are multiplied in 16 bits.
+        """
         sizes = dict(keep.sizes)
-        for dim, quantum in self.quanta.items():
+        quanta = self.quanta | self.matrix_quanta if half else self.quanta
+        for dim, quantum in quanta.items():
             size = sizes.get(dim)
             if size is not None and dim not in keep.picks:
                 sizes[dim] = min(dim.size, math.ceil(size / quantum) * quantum)
@@ -56,23 +70,29 @@ def _quantum(size: int) -> int:
     return _LANES * math.ceil(size / (_LANES * _SIZES))
 
 
-def _paddable(graph: Graph) -> set[Dim]:
-    """Dims of convolutions that stand alone wherever they are, and meet only ops that take zeros
-    well.
-    """
-    convolved: set[fx.Node] = set()
-    loud: set[fx.Node] = set()
-    for node, call in graph.calls.items():
-        places = (node, *node.all_input_nodes)
-        if call.op in CONVOLUTIONS:
-            convolved.update(places)
-        if not _is_quiet(call):
-            loud.update(places)
+def _met(graph: Graph, ops: frozenset[str]) -> set[Dim]:
+    """The dims that some call of ``ops`` reads or makes."""
+    met = {
+        place
+        for node, call in graph.calls.items()
+        if call.op in ops
+        for place in (node, *node.all_input_nodes)
+    }
+    return all_dims(_exprs([graph.dims[node] for node in met]))
+
+
+def _barred(graph: Graph) -> set[Dim]:
+    """Dims that stand with others somewhere, or meet an op that zeros could disturb."""
+    loud = {
+        place
+        for node, call in graph.calls.items()
+        if not _is_quiet(call)
+        for place in (node, *node.all_input_nodes)
+    }
     barred = all_dims(_exprs([*graph.tensor_dims.values(), *graph.dims.values()]), inside=True)
     barred |= all_dims(_exprs([graph.dims[node] for node in loud]))
     barred |= all_dims(_exprs([call.normalised for call in graph.calls.values()]))
-    wanted = all_dims(_exprs([graph.dims[node] for node in convolved]))
-    return {dim for dim in wanted - barred if not dim.batch}
+    return barred | {dim for dim in all_dims(_exprs(list(graph.dims.values()))) if dim.batch}
 
 
 def _exprs(dims: Any) -> list[Expr]:

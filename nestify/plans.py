@@ -64,8 +64,9 @@ class Plan:
     """All points of a search.
 
     Example:
-        >>> plan = nestify.search(nested, evaluate)
-        >>> plan.best(macs=100e6).subnet
+        >>> import nestify
+        >>> plan = nestify.search(nested, evaluate, max_evaluations=16)
+        >>> slim = nested.extract(plan.best(macs=2e6).subnet)
         >>> plan.save("plan.json")
 
     Attributes:
@@ -108,7 +109,9 @@ class Plan:
         Points of which this cost is not known (latency is measured for some) take no part.
 
         Example:
-            >>> [point.score for point in plan.pareto_front("cpu", cost="macs")]
+            >>> macs = [point.cost.macs for point in plan.pareto_front("cpu", cost="macs")]
+            >>> macs == sorted(macs)
+            True
 
         Args:
             target: one of `targets`; None for the first.
@@ -129,8 +132,10 @@ class Plan:
         """Return the point of the highest score that meets every constraint.
 
         Example:
-            >>> plan.best(target="cpu", latency_ms=5.0, params=2e6).score
-            >>> plan.best(**{"latency_ms@cpu": 5.0, "latency_ms@phone": 8.0}).score
+            >>> plan.best(target="cpu", macs=2e6, params=5000).cost.params <= 5000
+            True
+            >>> plan.best(**{"macs@cpu": 2e6, "latency_ms@cpu": 1000.0}).cost.latency_ms < 1000
+            True
 
         Args:
             target: one of `targets`; None for the first.
@@ -158,7 +163,10 @@ class Plan:
         those of both.
 
         Example:
-            >>> night = nestify.Plan.load("night.json").merged(nestify.Plan.load("day.json"))
+            >>> plan.save("night.json")
+            >>> night = Plan.load("night.json")
+            >>> len(night.merged(plan).points) == len(plan.points)
+            True
 
         Raises:
             UsageError: the other plan is of another model, recipe, evaluator or convention, or a

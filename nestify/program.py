@@ -9,9 +9,11 @@ from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from nestify.aliasing import written
 from nestify.depth import bypassed, live_nodes
+from nestify.errors import UsageError
 from nestify.extract import norm_paths
 from nestify.groups import Graph
 from nestify.layouts import reads_in_order
@@ -73,6 +75,30 @@ class Program:
         """The module of each batch norm call whose statistics an extracted network estimates."""
         return norm_paths(self.graph)
 
+    @cached_property
+    def _takes_tensors(self) -> int:
+        """How many inputs the model takes, if they are all plain positional ones; else -1."""
+        spec = self.graph.capture.in_spec
+        count = spec.num_leaves
+        return count if spec == pytree.tree_structure(((0,) * count, {})) else -1
+
+    def flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The inputs of a call in a row.
+
+        Raises:
+            UsageError: their structure is not that of the example inputs.
+        """
+        if len(args) == self._takes_tensors and not kwargs:
+            if all(isinstance(arg, torch.Tensor) for arg in args):
+                return list(args)  # a call of a small network is short: pytree takes a part of it
+        flat, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self.graph.capture.in_spec:
+            raise UsageError(
+                "inputs must have the structure of the example inputs, "
+                f"{self.graph.capture.in_spec}; got {spec}"
+            )
+        return flat
+
     def trains(self, root: nn.Module) -> bool:
         """Whether a module that some call follows is in training."""
         return any(trains(root, path) for path in self._followed)
@@ -99,12 +125,12 @@ class Program:
         path = str(node.meta["path"])
         return Step(node, self.slots[node], path, run, args, kwargs, in_training, frees)
 
-    def bind(self, keep: Keep, batch: int, *, pad: bool = False) -> Bound:
+    def bind(self, keep: Keep, batch: int, *, pad: bool = False, half: bool = False) -> Bound:
         """Fill in what a subnet keeps; steps without a size among their arguments are shared.
 
-        ``pad`` gives dims room for zeros where that is cheaper in training.
+        ``pad`` gives dims room for zeros where that is cheaper in training, ``half`` in 16 bits.
         """
-        room = self.room.padded(keep) if pad else keep
+        room = self.room.padded(keep, half=half) if pad else keep
         smaller = any(size < dim.size for dim, size in keep.sizes.items())
         for held in (keep, room):
             if self.graph.batch is not None:

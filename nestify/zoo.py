@@ -24,7 +24,7 @@ def timm_model(name: str) -> nn.Module:
     """Build ``timm.create_model(name, pretrained=False)``.
 
     Example:
-        >>> timm_model("resnet18")
+        >>> model = timm_model("resnet18")
     """
     timm = _library("timm", f"timm:{name}")
     bare = name.partition(".")[0]
@@ -38,7 +38,7 @@ def torchvision_model(name: str) -> nn.Module:
     """Build torchvision's ``name`` without weights, its backbone's included.
 
     Example:
-        >>> torchvision_model("resnet18")
+        >>> model = torchvision_model("resnet18")
     """
     models = _library("torchvision.models", f"torchvision:{name}")
     known: list[str] = models.list_models()
@@ -54,7 +54,7 @@ def transformers_model(path: str) -> nn.Module:
     """Build what a local configuration describes: a folder with config.json, or a JSON file.
 
     Example:
-        >>> transformers_model("configs/tiny-bert")
+        >>> model = transformers_model("configs/tiny-bert")
     """
     file = Path(path)
     file = file / "config.json" if file.is_dir() else file

@@ -59,7 +59,7 @@ def eliminate(rows: Tensor) -> tuple[Tensor, Tensor]:
     >>> twins_and_a_third = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.5]])
     >>> costs, order = eliminate(twins_and_a_third)
     >>> order.tolist(), costs.tolist()
-    ([1, 2, 0], [0.5, 1.5, 1.125])
+    ([0, 2, 1], [1.5, 0.5, 1.125])
     """
     positions = rows.shape[1]
     squares, gone = rows.square().sum(0), rows.new_zeros(len(rows))

@@ -21,7 +21,9 @@ class Target:
 
     Example:
         >>> from nestify.targets import load_target
-        >>> latency_ms = load_target("cpu").measure(model, (torch.randn(1, 3, 32, 32),), None)
+        >>> latency_ms = load_target("cpu").measure(model, (x,), None)
+        >>> latency_ms > 0
+        True
 
     Attributes:
         name: what ``--target`` says.

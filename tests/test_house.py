@@ -59,6 +59,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "aliasing",
         "running",
         "program",
+        "bindings",
         "cuts",
         "recognition",
         "states",

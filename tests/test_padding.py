@@ -120,6 +120,42 @@ def test_a_padded_step_is_a_step_of_the_extracted_network(
             assert torch.equal(full[len(buffer) :], before[name][len(buffer) :])
 
 
+class Mlp(nn.Module):
+    """A hidden width that stands alone, and one that is split into pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 100), nn.Linear(100, 40), nn.Linear(40, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.gelu(self.b(F.relu(self.a(x))))
+        return self.c(y.view(len(y), 20, 2).flip(2).flatten(1))
+
+
+def test_matrices_get_room_in_16_bits_only() -> None:
+    """There a kernel is compiled for every new size; in float32 zeros would only cost."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    nested = nestify.transform(Mlp(), "fn3-neuron", (x,)).train()
+    subnet = nested.space.complete({"a": 51})
+
+    def zeros(net: nestify.NestedModel, autocast: bool) -> list[str]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            bound = net._bind(subnet, 4)  # pyright: ignore[reportPrivateUsage]
+        return [read.name for read in bound.tensors if read.zeros]
+
+    assert zeros(nested, autocast=False) == []
+    assert zeros(nested, autocast=True) == ["a.weight", "a.bias", "b.weight"]
+    slim = nested.extract(subnet, verify=False).train()
+    with torch.autocast("cpu", torch.bfloat16), nested.activate(subnet):
+        out, expected = nested(x), slim(x)
+        torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)
+        out.float().square().sum().backward()
+    assert nested.get_parameter("a.weight").grad[51:].count_nonzero() == 0
+    low = nestify.transform(Mlp().bfloat16(), "fn3-neuron", (x.bfloat16(),)).train()
+    assert zeros(low, autocast=False) == ["a.weight", "a.bias", "b.weight"]
+
+
 def test_no_room_is_given_in_eval() -> None:
     """There sizes stay for long, and the subnet is the one that ships."""
     nested = nestify.transform(Bottleneck(), "fn3-channel", (torch.randn(2, 3, 6, 6),))

@@ -34,7 +34,7 @@ Samples = NDArray[np.float64]
 class Evaluator:
     """Scores subnets of ``nested`` by the user's function.
 
-    >>> evaluator = Evaluator(nested, lambda model: accuracy(model))
+    >>> evaluator = Evaluator(nested, lambda model: 0.93)
     >>> evaluator.run(nested.space.largest(), 0)
     array([0.93])
 

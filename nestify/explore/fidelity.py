@@ -31,7 +31,7 @@ def fidelity(
     """Return an ``evaluate`` that compares a model's outputs with those of the full one.
 
     Example:
-        >>> evaluate = fidelity(nested, (torch.randn(8, 3, 32, 32),))
+        >>> evaluate = fidelity(nested, nested.example_inputs)
         >>> with nested.activate(nested.space.largest()):
         ...     evaluate(nested)
         1.0

@@ -27,7 +27,7 @@ class Ledger:
 
     >>> ledger = Ledger(executor, parts=1, storage=None, limit=64)
     >>> ledger.ask(Round([nested.space.largest()])).values
-    [0.93]
+    [1.0]
 
     Attributes:
         scores: the score of every subnet that was scored on all the data, in the order of rounds.

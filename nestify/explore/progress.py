@@ -19,8 +19,10 @@ Progress = Callable[[str, int, int, str], None]
 def front_note(scores: Mapping[Subnet, float], prices: Prices) -> str:
     """Say in a few words where the front stands: its size, and scores at shares of the full cost.
 
-    >>> front_note(ledger.scores, pricer.prices)
-    'front of 9; full 0.962, 1/2 0.958, 1/4 0.911'
+    >>> from nestify.space import Subnet
+    >>> scores = {Subnet({"conv1": size}): score for size, score in ((8, 0.96), (3, 0.95))}
+    >>> front_note(scores, lambda subnets: [subnet["conv1"] for subnet in subnets])
+    'front of 2; full 0.960, 1/2 0.950'
     """
     if not scores:
         return ""

@@ -21,6 +21,7 @@ Literal = Expr | int | tuple["Expr | int | None", ...]
 def op_name(target: Any) -> str:
     """Name an op as the table does: no namespace for ATen, no overload, no in-place underscore.
 
+    >>> import operator, torch
     >>> op_name(torch.ops.aten.relu_.default), op_name(operator.getitem)
     ('relu', 'getitem')
     """

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import math
-import pkgutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-import nestify.emit
 from nestify.emit.calls import Call, output_names, random_like
 from nestify.emit.compare import deviation
 from nestify.emit.constructors import constructor
@@ -22,18 +17,7 @@ from nestify.emit.literals import literal
 from nestify.emit.source import model_source
 from nestify.errors import UsageError
 
-MODULES = [info.name for info in pkgutil.iter_modules(nestify.emit.__path__)]
 nan, inf = math.nan, math.inf
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(f"nestify.emit.{name}")
-    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
-    assert result.failed == 0
 
 
 @pytest.mark.parametrize(

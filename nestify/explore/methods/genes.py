@@ -23,6 +23,7 @@ class Genes:
     """The rows of a space: every integer from 0 to ``most`` of its unit is legal.
 
     Example:
+        >>> from nestify.space import Unit
         >>> genes = Genes(SearchSpace((Unit("conv1", "channel", size=64, minimum=8, step=8),)))
         >>> genes.most, genes.subnet(np.array([3]))
         (array([7]), Subnet({'conv1': 32}))

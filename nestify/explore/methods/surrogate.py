@@ -29,6 +29,7 @@ class Surrogate:
     """Predicts values from values seen before.
 
     Example:
+        >>> import numpy as np
         >>> x = np.linspace(0, 1, 9)[:, None]
         >>> surrogate = Surrogate()
         >>> surrogate.fit(x, x[:, 0] ** 2)
