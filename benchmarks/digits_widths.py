@@ -4,7 +4,7 @@
 
 scikit-learn's digits, three convolutions of 32, 32 and 64 channels with BatchNorm, every channel
 elastic, 40 epochs of the same plain loop. BatchNorm statistics are re-estimated for each width.
-Time is processor time of training, relative to the dense network's. The last table chooses the
+Time is processor time of training, relative to the dense network's. The last table searches for
 widths by loss on the training images, at no more MACs than uniform ones have. Writes
 ``results/digits_widths.json``.
 """
@@ -33,7 +33,7 @@ from benchmarks.support.digits import (
 )
 from nestify.training import METHODS, Method, step
 
-SEARCH_SAMPLES = 512
+EVALUATIONS = 400
 
 
 class Way(NamedTuple):
@@ -59,6 +59,7 @@ WAYS = (
     Way("joint, smallest of 12.5 %", CORE, METHODS["joint"]),
     Way("largest, one drawn, smallest of 12.5 %", CORE, BEST),
 )
+SEARCHED = (WAYS[0], WAYS[1], WAYS[8])
 
 
 def trained(way: Way, seed: int, epochs: int) -> tuple[nestify.NestedModel, float]:
@@ -95,42 +96,18 @@ def searched(nested: nestify.NestedModel) -> list[tuple[float, float]]:
 
     Subnets are chosen by their loss on the training images, and scored on the test images.
     """
-    generator = torch.Generator().manual_seed(0)
-    space = nested.space
-    uniform = [space.at(width) for width in WIDTHS]
-    budgets = nested.estimate(uniform).macs
-    found: list[tuple[float, float]] = []
-    for subnet, budget in zip(uniform, budgets, strict=True):
-        candidates = near(space, subnet, generator)
-        macs = nested.estimate(candidates).macs
-        fitting = [c for c, m in zip(candidates, macs, strict=True) if m <= budget]
-        ranked = sorted([subnet, *fitting[:24]], key=lambda s: training_loss(nested, s))
-        found.append((score(nested, subnet), score(nested, ranked[0])))
-    return found
-
-
-def near(
-    space: nestify.SearchSpace, subnet: nestify.Subnet, generator: torch.Generator
-) -> list[nestify.Subnet]:
-    """Subnets whose sizes are from a half to twice those of ``subnet``."""
-    factors = 2 ** (2 * torch.rand(SEARCH_SAMPLES, len(space.units), generator=generator) - 1)
-    return [
-        nestify.Subnet(
-            {
-                unit.name: unit.nearest(subnet[unit.name] * factor)
-                for unit, factor in zip(space.units, row, strict=True)
-            }
-        )
-        for row in factors.tolist()
-    ]
-
-
-@torch.no_grad()
-def training_loss(nested: nestify.NestedModel, subnet: nestify.Subnet) -> float:
-    """Cross entropy on the training images, with re-estimated statistics."""
-    slim = nested.extract(subnet, calibrate=calibration(), verify=False)
     data = digits()[0]
-    return F.cross_entropy(slim(data.x), data.y).item()
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> float:
+        return -F.cross_entropy(model(data.x), data.y).item()
+
+    uniform = [nested.space.at(width) for width in WIDTHS]
+    macs = nested.estimate(uniform).macs
+    nested.eval()
+    plan = nestify.search(nested, evaluate, calibrate=calibration(), max_evaluations=EVALUATIONS)
+    best = [plan.best(macs=float(most)).subnet for most in macs]
+    return [(score(nested, u), score(nested, b)) for u, b in zip(uniform, best, strict=True)]
 
 
 def row(name: str, scores: list[list[float]], ratios: list[float]) -> Row:
@@ -152,7 +129,7 @@ def main() -> None:
     print(machine())
     references = [alone(seed, epochs) for seed in seeds]
     rows = [row("each width alone", [scores for scores, _ in references], [1.0])]
-    pairs: list[list[tuple[float, float]]] = []
+    pairs: dict[str, list[list[tuple[float, float]]]] = {}
     for way in WAYS:
         scores: list[list[float]] = []
         ratios: list[float] = []
@@ -160,20 +137,22 @@ def main() -> None:
             nested, seconds = trained(way, seed, epochs)
             scores.append([score(nested, nested.space.at(width)) for width in WIDTHS])
             ratios.append(seconds / references[seed][1])
-            if way.name == "joint, smallest of 12.5 %":
-                pairs.append(searched(nested))
+            if way in SEARCHED:
+                pairs.setdefault(way.name, []).append(searched(nested))
         rows.append(row(way.name, scores, ratios))
         print(rows[-1])
     search = [
         {
+            "training": name,
             "MACs of width": f"{width:.1%}",
-            "uniform": statistics.mean(p[i][0] for p in pairs),
-            "searched": statistics.mean(p[i][1] for p in pairs),
+            "uniform": statistics.mean(p[i][0] for p in mine),
+            "searched": statistics.mean(p[i][1] for p in mine),
         }
+        for name, mine in pairs.items()
         for i, width in enumerate(WIDTHS)
     ]
     show("Accuracy, %, by width", rows)
-    show("Searched widths of the joint network, %", search)
+    show("Uniform widths and searched ones of no more MACs, %", search)
     if not options.quick:
         write("digits_widths", {"widths": rows, "search": search})
 

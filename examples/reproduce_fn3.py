@@ -290,6 +290,8 @@ def ablations(data: Data, settings: Settings) -> list[dict[str, Any]]:
         rows.append({"choice": choice, **scores})
 
     def running(nested: NestedModel, net: nn.Module, subnet: Subnet) -> float:
+        nested.train()  # drops the statistics that were re-estimated for what shipped
+        nested.eval()
         with nested.activate(subnet):
             return accuracy(net, data.test)
 
