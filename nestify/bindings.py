@@ -24,8 +24,6 @@ _HALF = (torch.bfloat16, torch.float16)
 class Bindings:
     """What was bound lately, by subnet, batch size, mode and precision.
 
-    ``keep`` says what a subnet keeps, ``upcoming`` which subnets the next training steps draw.
-
     >>> bindings = Bindings(program)
     >>> bound = bindings.of(nested, subnet, batch, nested.keep)
     >>> bound is bindings.of(nested, subnet, batch, nested.keep)
@@ -45,7 +43,10 @@ class Bindings:
         keep: Callable[[Subnet], Keep],
         upcoming: Callable[[], Sequence[Subnet]] = tuple,
     ) -> Bound:
-        """Bind ``subnet``, and those that come next if the batch size is that of before."""
+        """Bind ``subnet``, and those that come next if the batch size is that of before.
+
+        ``keep`` says what a subnet keeps, ``upcoming`` which ones the next training steps draw.
+        """
         mode = batch, root.training, _in_autocast()
         bound = self._bound.get((subnet, *mode))
         if bound is None:

@@ -113,6 +113,7 @@ def keep_probabilities(unit: Unit, most: int | None = None) -> list[float]:
     >>> keep_probabilities(Unit("a", "channel", 4, draw="uniform"))
     [1.0, 0.75, 0.5, 0.25]
     """
+    # A lattice: each of the two numbers takes every value once, and neither tells of the other.
     count = len(unit.choices) * _GRID
     stride = next(n for n in range(round(count * _GOLDEN), 0, -1) if math.gcd(n, count) == 1)
     pairs = [((i + 0.5) / count, (i * stride % count + 0.5) / count) for i in range(count)]

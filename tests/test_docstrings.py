@@ -20,7 +20,7 @@ from nestify.explore.executors import executor
 from nestify.program import Program
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-LIBRARIES = ("nestify.zoo",)  # builds models of libraries, which tests/zoo does
+LIBRARIES = ("nestify.zoo",)  # wants libraries at hand; tests/test_sources.py has stand-ins
 MODULES = [
     info.name
     for info in pkgutil.walk_packages(nestify.__path__, "nestify.")
