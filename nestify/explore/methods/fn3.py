@@ -4,8 +4,10 @@ What stays of Algorithm 1: from the best subnets known, candidates are made by s
 dp of a unit, C of them are scored, and the best go on. What differs: it does not go down from the
 largest subnet block by block, but begins with even shares of every unit, and the whole front of
 score and cost goes on in place of K trajectories. Candidates also trade steps of two units, and mix
-two subnets. And few are scored: a Gaussian process, fitted to the scores so far, predicts hundreds
-a round, and those are scored by which the area under the front is likely to grow most.
+two subnets. And few are scored: a Gaussian process, fitted to the scores so far, predicts some
+thousand a round, and those are scored by which the area under the front is likely to grow most.
+Where none promises that, what the process takes for noise may still lift a subnet above the front:
+those are scored by which the area grows most on average.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ __all__ = ["Fn3"]
 
 _EVEN = 16  # even shares to begin with, at most a sixth of the evaluations
 _GENERATIONS = 4  # of candidates, each from the likely front of the last, before any is scored
-_CHILDREN = 64  # a generation
+_CHILDREN = 512  # a generation
 _OPTIMISM = 0.3  # standard deviations by which predictions are raised
-_IDLE = 5  # rounds in which nothing promises anything, after which nothing is left
+_IDLE = 5  # rounds in which nothing new is found, after which nothing is left
 _FITTED = 512  # scores that the model is fitted to, the latest
 
 Floats = NDArray[np.float64]
@@ -121,24 +123,38 @@ class _Search:
         return [Merit(base) for base in self._stairs().best(costs).tolist()]
 
     def promising(self, count: int) -> Rows:
-        """The new rows by which the area under the front is likely to grow most."""
+        """The new rows by which the area under the front is likely to grow most.
+
+        Where fewer than ``count`` are likely to, the expected growth chooses the rest.
+        """
         latest = np.array(self._rows[-_FITTED:])
         self._surrogate.fit(self._features(latest), np.array(self.scores[-_FITTED:]))
-        fresh = self._fresh(self._likely())
+        fresh = self._fresh(self._candidates())
         costs = self._costs(fresh)
         fresh, costs = fresh[costs <= self._most], costs[costs <= self._most]
         if not len(fresh):
             return fresh
-        return fresh[self._stairs().most_growth(costs, self._hopes(fresh), count)]
+        means, deviations = self._surrogate.predict(self._features(fresh))
+        stairs = self._stairs()
+        chosen = stairs.most_growth(costs, means + _OPTIMISM * deviations, count)
+        if len(chosen) < count:
+            spread = np.hypot(deviations, self._surrogate.noise)
+            growth = stairs.expected_growth(costs, means, spread)
+            growth[chosen] = 0
+            rest = np.argsort(-growth, kind="stable")[: count - len(chosen)]
+            chosen += rest[growth[rest] > 0].tolist()
+        return fresh[chosen]
 
-    def _likely(self) -> Rows:
-        """The likely front: that of what is scored, and of generations of its children."""
+    def _candidates(self) -> Rows:
+        """Generations of children: first of the front, then of what its children make likely."""
         rows, costs, scores = self._scored()
         rows = rows[pareto(costs.tolist(), scores.tolist())]
+        found = [rows]
         for _ in range(_GENERATIONS):
-            rows = np.unique(np.concatenate([rows, self._children(rows)]), axis=0)
+            found.append(self._children(rows))
+            rows = np.unique(np.concatenate([rows, found[-1]]), axis=0)
             rows = rows[pareto(self._costs(rows).tolist(), self._hopes(rows).tolist())]
-        return rows
+        return np.unique(np.concatenate(found), axis=0)
 
     def _children(self, parents: Rows) -> Rows:
         """A step of one unit, steps of two units traded, or two subnets mixed."""

@@ -56,6 +56,12 @@ class Surrogate:
         self._lower = _factor(self._settings.covariance(self._points))
         self._weights = torch.cholesky_solve(target[:, None], self._lower)[:, 0]
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of what the coordinates do not explain."""
+        assert self._settings is not None, "fit comes first"
+        return self._spread * math.sqrt(self._settings.noise)
+
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation at each of ``points``."""
         assert self._settings is not None, "fit comes first"
@@ -101,8 +107,13 @@ class _Settings:
     def covariance(self, points: Tensor) -> Tensor:
         """The covariance of values seen at ``points``."""
         found = self.between(points, points)
-        found.diagonal().add_(self._variances()[2] + 1e-6)
+        found.diagonal().add_(self.noise + 1e-6)
         return found
+
+    @property
+    def noise(self) -> float:
+        """The variance of the noise."""
+        return self._variances()[2]
 
     def _scales(self) -> Tensor:
         return self._logs[:-3].exp()
