@@ -76,17 +76,18 @@ def trained(subject: Subject, epochs: int = EPOCHS, seed: int = 0) -> nestify.Ne
 
 
 class Scorer:
-    """Accuracy on the test images, whole or image by image; the calls are noted."""
+    """Accuracy on the test images, or on some of them, whole or image by image."""
 
-    def __init__(self, batch: int = 180) -> None:
-        data = digits()[1]
-        self.batches = list(zip(data.x.split(batch), data.y.split(batch), strict=True))
+    def __init__(self, batch: int = 180, images: Tensor | None = None) -> None:
+        every = torch.arange(len(digits()[1].y)) if images is None else images
+        self.x, self.y = digits()[1].x[every], digits()[1].y[every]
+        self.batches = list(zip(self.x.split(batch), self.y.split(batch), strict=True))
         self.calibration: list[Tensor] = list(digits()[0].x.split(256))[:2]
 
     @torch.no_grad()
     def whole(self, model: nn.Module) -> float:
         """Accuracy on all images."""
-        return float(self.each(model, digits()[1]).mean())
+        return float(self.each(model, (self.x, self.y)).mean())
 
     @torch.no_grad()
     def each(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -98,4 +99,4 @@ class Scorer:
     def loss(self, model: nn.Module) -> float:
         """Minus the cross entropy on all images."""
         rows = [F.cross_entropy(model(x), y, reduction="sum") for x, y in self.batches]
-        return -float(sum(rows)) / len(digits()[1].y)
+        return -float(sum(rows)) / len(self.y)

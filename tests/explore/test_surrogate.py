@@ -137,3 +137,22 @@ def test_each_is_chosen_for_what_it_adds(known: Any, new: Any, count: int) -> No
     if len(chosen) < count:
         before = area(so_far, known)
         assert all(area([*so_far, point], known) == pytest.approx(before) for point in new)
+
+
+def test_expected_growth_is_the_mean_growth_of_drawn_scores() -> None:
+    rng = np.random.default_rng(3)
+    stairs = Staircase(rng.random(6), rng.random(6), end=1.0)
+    costs, means, spread = rng.random(9), rng.random(9), rng.uniform(0, 0.3, 9)
+    spread[0] = 0  # a score that is known
+    drawn = means + spread * rng.standard_normal((20000, 9))
+    mean = np.mean([stairs.growth(costs, row) for row in drawn], axis=0)
+    assert stairs.expected_growth(costs, means, spread) == pytest.approx(mean, abs=3e-3)
+
+
+def test_noise_is_what_the_coordinates_do_not_explain() -> None:
+    x, drawn = points(200, 3), np.random.default_rng(0).standard_normal(200)
+    quiet, loud = Surrogate(), Surrogate()
+    quiet.fit(x, x.sum(1) + 0.01 * drawn)
+    loud.fit(x, x.sum(1) + 0.4 * drawn)
+    assert 0.2 < loud.noise < 0.6
+    assert quiet.noise < 0.2 * loud.noise
