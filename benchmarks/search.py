@@ -17,7 +17,7 @@ are of processor time, which other load on the machine hardly changes.
 The more subnets a search scores, the more of its front is luck: the best of many scores that differ
 by chance. ``--unseen`` searches on one half of the images, and scores the fronts on the other.
 
-Prints tables and writes ``results/search.json``.
+Prints tables and writes ``results/search.json``, or ``results/search_unseen.json``.
 """
 
 from __future__ import annotations
