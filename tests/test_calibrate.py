@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import nestify
 from nestify.calibration import reestimate_batch_norm
-from tests.reuse_models import WITH_NORMS, Batch
-from tests.test_reuse import evaluate, neighbours, nest, same
+from tests.reuse.evaluations import evaluate, neighbours, nest, same
+from tests.reuse.subjects import WITH_NORMS, Batch
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}

@@ -22,11 +22,13 @@ from tests.laws.equalities import EVERYTHING, check_laws
 from tests.patterns.limits import LIMITS
 from tests.patterns.maps import MAPS
 from tests.patterns.modules import MODULES
+from tests.patterns.norms import NORMS
 from tests.patterns.pattern import Pattern
+from tests.patterns.recurrent import RECURRENT
 from tests.patterns.shapes import SHAPES
 from tests.patterns.tokens import TOKENS
 
-PATTERNS = {**MAPS, **TOKENS, **SHAPES, **MODULES, **LIMITS}
+PATTERNS = {**MAPS, **NORMS, **TOKENS, **RECURRENT, **SHAPES, **MODULES, **LIMITS}
 TOLERANCE = {torch.float64: 1e-10, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 EVERY_NTH_SHIPS = 4
 

@@ -1,0 +1,1 @@
+"""Tests of evaluations that start in the middle."""
