@@ -7,8 +7,8 @@ sliced (one uniform draw a unit, as nested networks train), masked (the paper's 
 sandwich of four. The ratio is to the dense network in the same memory format and precision, of mean
 times. A few dozen draws are cheaper or dearer than the law's by some percent, so the seed is one
 under which their MACs are the expected ones. The first quarter of the steps is not counted: oneDNN
-compiles kernels for sizes that are new. Peak memory is that of one fresh process a variant. Writes
-``results/train_step.json``, or with ``--only`` the rows of those networks in it.
+compiles kernels for sizes that are new. Writes ``results/train_step.json``, or with ``--only`` the
+rows of those networks in it. Memory is measured by ``train_memory.py``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -130,33 +127,6 @@ def measure(steps: Mapping[str, One], count: int) -> dict[str, float]:
     return {name: statistics.mean(values[count // WARM :]) for name, values in times.items()}
 
 
-def peak(subject: Subject, variant: str, batch: int, steps: int) -> float:
-    """MiB that a fresh process holds at most while it trains, above what it held before."""
-    call = f"peak_here({subject.name!r}, {variant!r}, {batch}, {steps})"
-    script = f"from benchmarks.train_step import peak_here; {call}"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    return float(done.stdout.split()[-1])
-
-
-def peak_here(name: str, variant: str, batch: int, steps: int) -> None:
-    """Print by how much training raises the peak of this process, in MiB."""
-    subject = next(s for s in SUBJECTS if s.name == name)
-    torch.set_num_threads(2)
-    made, _ = variants(subject, FORMATS[0], False, batch, "cpu", (variant,), steps)
-    before = memory("VmRSS")
-    for _ in range(steps):
-        made[variant]()
-    print(memory("VmHWM") - before)
-
-
-def memory(field: str) -> float:
-    """A field of Linux's account of this process, in MiB; getrusage has the peak of the parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -165,12 +135,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="part of a network's name")
-    parser.add_argument("--memory", action="store_true", help="peak memory, and no times")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(machine())
     rows: list[Row] = []
-    for subject in (s for s in SUBJECTS if options.only in s.name and not options.memory):
+    for subject in (s for s in SUBJECTS if options.only in s.name):
         count = options.steps * (1 if subject.images else 20)
         for layout in FORMATS if subject.images else FORMATS[:1]:
             for bf16 in (False, True):
@@ -191,20 +160,15 @@ def main() -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-    peaks: list[Row] = []
-    for subject in (s for s in SUBJECTS if options.only in s.name and options.device == "cpu"):
-        found = {name: peak(subject, name, options.batch, 6) for name in VARIANTS[:2]}
-        peaks.append({"network": subject.name, **{f"{k} MiB": v for k, v in found.items()}})
     show("A training step, relative to the dense network", rows)
-    show("Peak memory of training", peaks)
     if options.device == "cpu":
-        write("train_step", {"steps": kept("steps", rows), "memory": kept("memory", peaks)})
+        write("train_step", {"steps": kept(rows)})
 
 
-def kept(table: str, rows: list[Row]) -> list[Row]:
+def kept(rows: list[Row]) -> list[Row]:
     """The rows and those that the results file has of other networks, in the order of networks."""
     path = RESULTS / "train_step.json"
-    before: list[Row] = json.loads(path.read_text())[table] if path.exists() else []
+    before: list[Row] = json.loads(path.read_text())["steps"] if path.exists() else []
     anew = {row["network"] for row in rows}
     names = [subject.name for subject in SUBJECTS]
     every = rows + [row for row in before if row["network"] not in anew]
