@@ -18,17 +18,15 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import nestify
 from benchmarks.support.clock import Row, machine, show, write
 from benchmarks.support.training_networks import CLASSES, SUBJECTS, Subject
+from benchmarks.train_step import one_step
 
 VARIANTS = ("dense", "sliced", "largest")
 STEPS = 6
@@ -42,21 +40,18 @@ def stepped(subject: Subject, variant: str, batch: int) -> Callable[[], None]:
     torch.manual_seed(0)
     x = torch.randn(batch, *subject.batch[1:])
     y = torch.randint(CLASSES, (batch,))
-    net: nn.Module = subject.model()
-    if variant != "dense":
-        net = nestify.transform(net, subject.recipe, (x[:2],))
-    net.train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    if variant == "dense":
+        return one_step(variant, subject.model().train(), x, y, bf16=False)
+    nested = nestify.transform(subject.model(), subject.recipe, (x[:2],)).train()
+    one = one_step(variant, nested, x, y, bf16=False)
+    if variant == "sliced":
+        return one
 
-    def one() -> None:
-        optimizer.zero_grad()
-        with ExitStack() as drawn:
-            if variant == "largest" and isinstance(net, nestify.NestedModel):
-                drawn.enter_context(net.activate(net.space.largest()))
-            F.cross_entropy(net(x), y).backward()
-        optimizer.step()
+    def largest() -> None:
+        with nested.activate(nested.space.largest()):
+            one()
 
-    return one
+    return largest
 
 
 def tensors_here(name: str, variant: str, batch: int) -> None:

@@ -17,16 +17,22 @@ from nestify.errors import UsageError, VerificationError
 from tests.extract.networks import RECIPE, resnet
 
 
-def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    nested = resnet()
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is extracted has a wrong bias."""
     honest = nested_module.emit
 
-    def broken(*args: Any) -> fx.GraphModule:
+    def emit(*args: Any) -> fx.GraphModule:
         slim = honest(*args)
         slim.get_parameter("fc.bias").data += 1
         return slim
 
-    monkeypatch.setattr(nested_module, "emit", broken)
+    monkeypatch.setattr(nested_module, "emit", emit)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_wrong_result_is_refused() -> None:
+    nested = resnet()
     with pytest.raises(VerificationError, match="differs from the nested model by") as caught:
         nested.extract(nested.space.at(0.5))
     assert 0.01 < caught.value.error < math.inf
@@ -62,16 +68,9 @@ def test_calibration(labelled: bool) -> None:
         nested.extract(nested.space.at(0.5), calibrate=[])
 
 
-def test_calibration_still_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("broken")
+def test_calibration_still_verifies() -> None:
     nested = resnet()
-    honest = nested_module.emit
-
-    def broken(*args: Any) -> fx.GraphModule:
-        slim = honest(*args)
-        slim.get_parameter("fc.bias").data += 1
-        return slim
-
-    monkeypatch.setattr(nested_module, "emit", broken)
     with pytest.raises(VerificationError):
         nested.extract(nested.space.at(0.5), calibrate=[torch.randn(4, 3, 8, 8)])
 
