@@ -8,7 +8,9 @@ sandwich of four. The ratio is to the dense network in the same memory format an
 times. A few dozen draws are cheaper or dearer than the law's by some percent, so the seed is one
 under which their MACs are the expected ones. The first quarter of the steps is not counted: oneDNN
 compiles kernels for sizes that are new. Writes ``results/train_step.json``, or with ``--only`` the
-rows of those networks in it. Memory is measured by ``train_memory.py``.
+rows of those networks in it; on a GPU ``results/train_step_cuda.json``, where the rows of other
+batch sizes stay and ``memory`` is what the sliced step takes at most beyond what it finds, relative
+to the dense step. On a CPU memory is measured by ``train_memory.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -116,15 +119,28 @@ def typical_seed(nested: nestify.NestedModel, count: int, expected: float) -> in
     return min(range(SEEDS), key=distance)
 
 
-def measure(steps: Mapping[str, One], count: int) -> dict[str, float]:
-    """Mean milliseconds of each, in turns."""
+class Measured(NamedTuple):
+    """Mean milliseconds of a step, and the most bytes of a GPU that it takes."""
+
+    ms: float
+    bytes: int
+
+
+def measure(steps: Mapping[str, One], count: int) -> dict[str, Measured]:
+    """What each takes, in turns."""
     times: dict[str, list[float]] = {name: [] for name in steps}
+    peaks: dict[str, list[int]] = {name: [] for name in steps}
     for _ in range(count):
         for name, one in steps.items():
+            before = torch.cuda.memory_allocated()
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
             one()
             times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.mean(values[count // WARM :]) for name, values in times.items()}
+            peaks[name].append(torch.cuda.max_memory_allocated() - before)
+    first = count // WARM
+    return {n: Measured(statistics.mean(times[n][first:]), max(peaks[n][first:])) for n in steps}
 
 
 def main() -> None:
@@ -147,32 +163,35 @@ def main() -> None:
                     subject, layout, bf16, options.batch, options.device, VARIANTS, count
                 )
                 found = measure(made, count)
-                ratios = {name: found[name] / found["dense"] for name in VARIANTS[1:]}
+                dense, sliced = found["dense"], found["sliced"]
+                on_gpu = {"memory": sliced.bytes / dense.bytes} if dense.bytes else {}
                 rows.append(
                     {
                         "network": subject.name,
+                        "batch": options.batch,
                         "format": layout,
                         "precision": "bf16" if bf16 else "fp32",
-                        "dense ms": found["dense"],
-                        **ratios,
+                        "dense ms": dense.ms,
+                        **{name: found[name].ms / dense.ms for name in VARIANTS[1:]},
                         "bar": subject.bar,
                         "MACs": multiplier,
+                        **on_gpu,
                     }
                 )
                 print(rows[-1], flush=True)
     show("A training step, relative to the dense network", rows)
-    if options.device == "cpu":
-        write("train_step", {"steps": kept(rows)})
+    name = "train_step" if options.device == "cpu" else f"train_step_{options.device}"
+    write(name, {"steps": kept(name, rows)})
 
 
-def kept(rows: list[Row]) -> list[Row]:
-    """The rows and those that the results file has of other networks, in the order of networks."""
-    path = RESULTS / "train_step.json"
+def kept(name: str, rows: list[Row]) -> list[Row]:
+    """The rows, and those that the results file has of other networks and batch sizes, in order."""
+    path = RESULTS / f"{name}.json"
     before: list[Row] = json.loads(path.read_text())["steps"] if path.exists() else []
-    anew = {row["network"] for row in rows}
+    anew = {(row["network"], row["batch"]) for row in rows}
     names = [subject.name for subject in SUBJECTS]
-    every = rows + [row for row in before if row["network"] not in anew]
-    return sorted(every, key=lambda row: names.index(row["network"]))
+    every = rows + [row for row in before if (row["network"], row["batch"]) not in anew]
+    return sorted(every, key=lambda row: (names.index(row["network"]), row["batch"]))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import fx, nn
 from nestify.capture import source_line
 from nestify.errors import UsageError
 from nestify.rules import bind_arguments
+from nestify.trees import device_of, moved
 
 __all__ = ["BatchStatistics", "Moments", "inputs_of", "reestimate_batch_norm"]
 
@@ -20,10 +21,11 @@ _NO_BATCH = "calibrate= holds no batch; pass at least one batch of inputs"
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def inputs_of(batch: Any) -> tuple[Any, ...]:
+def inputs_of(batch: Any, device: torch.device | None = None) -> tuple[Any, ...]:
     """The model inputs of a batch: a tensor, or the first item of (inputs, labels)."""
     first = batch[0] if isinstance(batch, list | tuple) else batch
-    return tuple(first) if isinstance(first, list | tuple) else (first,)
+    inputs = tuple(first) if isinstance(first, list | tuple) else (first,)
+    return moved(inputs, device)
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
@@ -49,11 +51,11 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    count = 0
+    count, device = 0, device_of(model)
     try:
         with torch.no_grad():
             for batch in batches:
-                model(*inputs_of(batch))
+                model(*inputs_of(batch, device))
                 count += 1
     finally:
         for norm, (momentum, counter) in zip(norms, before, strict=True):

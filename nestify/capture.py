@@ -57,6 +57,20 @@ class Capture:
     tiled: bool = False
     by_batch: BatchArguments = field(default_factory=lambda: BatchArguments({}, {}))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the example inputs lie."""
+        leaves = pytree.tree_leaves((self.example_inputs, dict(self.example_kwargs)))
+        return next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+    def is_home(self, value: Any) -> bool:
+        """Whether an argument names the device of the example inputs: the call follows the inputs
+        to any other.
+        """
+        if not isinstance(value, torch.device):
+            return False
+        return value.type == self.device.type and value.index in (None, self.device.index)
+
 
 def capture(
     model: nn.Module,

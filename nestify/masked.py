@@ -143,7 +143,8 @@ class MaskedModel(nn.Module):
         with torch.no_grad():
             for odo, place in self._places:
                 dim = self._dims[place.unit]
-                kept = (torch.arange(dim.size) < keep.size(dim)).float()
+                places = torch.arange(dim.size, device=odo.mask.device)
+                kept = (places < keep.size(dim)).float()
                 odo.mask.copy_(stretched(place.expr, {dim: kept}))
             for odo, presence in self._blocks:
                 odo.mask.fill_(float(keep.size(presence)))

@@ -105,14 +105,14 @@ def stretched(expr: Expr, values: Mapping[Dim, torch.Tensor]) -> torch.Tensor:
     """
     expr = resolve(expr)
     if isinstance(expr, Product):
-        found = torch.ones(1)
+        found = next(iter(values.values())).new_ones(1)
         for part in expr.factors:
             found = (found[:, None] * stretched(part, values)[None, :]).flatten()
         return found
     if isinstance(expr, Concat):
         return torch.cat([stretched(part, values) for part in expr.parts])
     if isinstance(expr, Const) or expr not in values:
-        return torch.ones(expr.size)
+        return next(iter(values.values())).new_ones(expr.size)
     return values[expr]
 
 

@@ -36,7 +36,7 @@ from nestify.reuse import Reuse
 from nestify.running import Bound, Run
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
-from nestify.trees import find, tensors_of
+from nestify.trees import device_of, find, moved, tensors_of
 from nestify.verification import verify_extracted
 
 __all__ = ["NestedModel"]
@@ -81,13 +81,13 @@ class NestedModel(nn.Module):
 
     @property
     def example_inputs(self) -> tuple[Any, ...]:
-        """The positional inputs that the model was captured with."""
-        return self.graph.capture.example_inputs
+        """The positional inputs that the model was captured with, where the model lies now."""
+        return moved(self.graph.capture.example_inputs, device_of(self))
 
     @property
     def example_kwargs(self) -> dict[str, Any]:
-        """The keyword inputs that the model was captured with."""
-        return dict(self.graph.capture.example_kwargs)
+        """The keyword inputs that the model was captured with, where the model lies now."""
+        return moved(dict(self.graph.capture.example_kwargs), device_of(self))
 
     def train(self, mode: bool = True) -> NestedModel:
         """Set the mode; modules that the original's own ``train`` keeps in eval stay there."""
@@ -224,9 +224,10 @@ class NestedModel(nn.Module):
         """
         whole = self.space.complete(subnet)
         norms = BatchStatistics(self._program.norm_paths)
+        device = device_of(self)
         with in_eval(self), torch.no_grad():
             for batch in batches:
-                self._pass(whole, self._program.flat(inputs_of(batch), {}), norms)
+                self._pass(whole, self._program.flat(inputs_of(batch, device), {}), norms)
                 norms.close_batch()
         full = dict(self.named_tensors()) | self._own(whole, statistics=False)
         self._overlays.note(whole, self.keep(whole), full, norms.averages_of_batches())

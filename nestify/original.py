@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from nestify.compare import relative_error
 from nestify.errors import VerificationError
-from nestify.trees import is_saved, put_tensor, submodule, tensors_of
+from nestify.trees import device_of, is_saved, put_tensor, submodule, tensors_of
 
 __all__ = ["as_original_class"]
 
@@ -35,6 +35,7 @@ def as_original_class(
     copied = copy.deepcopy(original).eval()
     _copy_sizes(slim, copied)
     _copy_tensors(slim, copied)
+    copied.to(device_of(slim))
     name, remedy = type(original).__name__, "use the GraphModule that extract returns"
     try:
         with torch.no_grad():

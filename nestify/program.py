@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from nestify.aliasing import written
@@ -110,7 +111,13 @@ class Program:
         return next(sizes, 0)
 
     def _slotted(self, value: Any) -> Any:
-        return fx.map_arg(value, lambda n: Slot(self.slots[n]))
+        """Slots for nodes, and for the device that follows the inputs."""
+        return map_aggregate(value, self._slot)
+
+    def _slot(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return Slot(self.slots[value])
+        return Slot(len(self.slots)) if self.graph.capture.is_home(value) else value
 
     def _step(self, node: fx.Node, frees: tuple[int, ...]) -> Step:
         run: Any = RUNS.get(op_name(node.target), node.target)

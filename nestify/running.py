@@ -26,7 +26,7 @@ _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Slot(NamedTuple):
-    """The place of a value in a pass."""
+    """The place of a value in a pass; behind those of all nodes is that of the inputs' device."""
 
     at: int
 
@@ -109,6 +109,7 @@ class Run:
         self.own, self.special = own, special
         self.at = 0
         self.env: list[Any] = [None] * len(self.frame.slots)
+        self.env.append(next(v.device for v in flat if isinstance(v, torch.Tensor)))
         self.turned = bound.channels_last and any(map(is_contiguous_map, flat))
         for node, value in zip(self.frame.inputs, flat, strict=True):
             self.env[self.frame.slots[node]] = channels_last(value) if self.turned else value

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 
 from nestify.dims import Const, Dim, Expr, Product, resolve
 from nestify.groups import Graph
@@ -27,6 +28,7 @@ class Spelling:
     def __init__(self, source: Graph, keep: Keep, graph: fx.Graph) -> None:
         self.source, self.keep, self.graph = source, keep, graph
         self._batch: fx.Node | None = None
+        self._device: fx.Node | None = None
         self._has_batch = Fold(lambda leaf: isinstance(leaf, Dim) and leaf.batch, any, any)
 
     def literals(self, node: fx.Node) -> dict[str, Any]:
@@ -49,7 +51,8 @@ class Spelling:
         names = list(bound)[: len(node.args)]
         args = tuple(new.get(name, arg) for name, arg in zip(names, node.args, strict=False))
         said = {n for n in new if n in node.kwargs or new[n] != bound[n]}
-        return args, dict(node.kwargs) | {n: new[n] for n in said if n not in names}
+        kwargs = dict(node.kwargs) | {n: new[n] for n in said if n not in names}
+        return map_aggregate(args, self._placed), map_aggregate(kwargs, self._placed)
 
     def _literal(self, node: fx.Node, value: Any, expr: Any) -> Any:
         if not isinstance(expr, tuple):
@@ -83,6 +86,17 @@ class Spelling:
             known = isinstance(total, int) and isinstance(part, int)
             total = join(total, part) if known else self.graph.call_function(join, (total, part))
         return total
+
+    def _placed(self, value: Any) -> Any:
+        """The device of the inputs as a node, so that the calls that name it follow them."""
+        if not self.source.capture.is_home(value):
+            return value
+        if self._device is None:
+            inputs = self.source.capture.graph.find_nodes(op="placeholder")
+            name = next(n.name for n in inputs if isinstance(n.meta["val"], torch.Tensor))
+            first = next(n for n in self.graph.nodes if n.name == name)
+            self._device = self.graph.call_function(getattr, (first, "device"))
+        return self._device
 
     def _batch_size(self) -> fx.Node:
         if self._batch is None:

@@ -7,16 +7,22 @@ The tree is walked through the modules' own registries, not by attribute: a chil
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+
+T = TypeVar("T")
 
 __all__ = [
     "children",
+    "device_of",
     "find",
     "first_paths",
     "get_tensor",
     "is_saved",
+    "moved",
     "place_module",
     "put_tensor",
     "skeleton",
@@ -60,6 +66,23 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and buffers under every name they have."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where all tensors of ``model`` lie; None where it has none, or they lie on several devices.
+
+    >>> device_of(nn.Linear(2, 2)), device_of(nn.ReLU())
+    (device(type='cpu'), None)
+    """
+    found = {tensor.device for _, tensor in tensors_of(model)}
+    return found.pop() if len(found) == 1 else None
+
+
+def moved(value: T, device: torch.device | None) -> T:
+    """A pytree with its tensors on ``device``; None leaves them where they are."""
+    if device is None:
+        return value
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value)
 
 
 def skeleton(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from nestify.errors import VerificationError
 from nestify.modes import left_as_found
 from nestify.program import Program
 from nestify.slicing import Keep
+from nestify.trees import device_of, moved
 
 __all__ = ["verify_extracted"]
 
@@ -33,7 +34,7 @@ def verify_extracted(
         VerificationError: they differ.
     """
     captured = program.graph.capture
-    call = (captured.example_inputs, captured.example_kwargs)
+    call = moved((captured.example_inputs, captured.example_kwargs), device_of(root))
     tensors = [t for t in pytree.tree_leaves(call) if isinstance(t, torch.Tensor)]
     if any(t.is_meta for t in (*tensors, *root.parameters())):
         return

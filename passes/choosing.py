@@ -98,7 +98,10 @@ def sampled(
 
 
 class _Problem:
-    """One convolution: its kernel, the second moments of what it reads, which dims may move."""
+    """One convolution: its kernel, the second moments of what it reads, which dims may move.
+
+    Blocks are chosen one channel at a time, so all of this lies on the CPU.
+    """
 
     def __init__(
         self,
@@ -113,11 +116,12 @@ class _Problem:
         call = graph.calls[node]
         self.conv, self.groups, self.taps, self.layout = conv, groups, window.taps, layout
         self.centre = window.centre
-        self.weight = graph.capture.tensors[conv.weight].detach().double().flatten(1)
+        self.weight = graph.capture.tensors[conv.weight].detach().double().flatten(1).cpu()
         self.rows = moments.count
-        self.second = moments.covariance
+        self.second = moments.covariance.cpu()
         if not isinstance(call.args.get("bias"), fx.Node):
-            self.second = self.second + torch.outer(moments.mean, moments.mean)
+            mean = moments.mean.cpu()
+            self.second = self.second + torch.outer(mean, mean)
         self.input = layout.of(call.need("input")[1], conv.inputs)
         self.output = layout.of(graph.dims[node][1], conv.outputs)
         self.total = float(((self.weight @ self.second) * self.weight).sum())

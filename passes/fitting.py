@@ -45,8 +45,7 @@ class Fit:
         if self.bias is None:  # the line must pass through the origin
             second = second + torch.outer(mean, mean)
         square, cross = second[:inputs, :inputs], second[:inputs, inputs:]
-        damped = square + torch.eye(inputs, dtype=square.dtype) * _damping(square)
-        correction = torch.linalg.solve(damped, cross).T
+        correction = torch.linalg.solve(_damped(square), cross).T
         bias = self.bias
         if bias is not None:
             bias = bias + mean[inputs:] - correction @ mean[:inputs]
@@ -63,12 +62,11 @@ def unexplained(second: Tensor, weight: Tensor, inputs: Tensor) -> float:
     lost[:, inputs] = 0.0
     square = second[inputs][:, inputs]
     cross = second[inputs] @ lost.T
-    correction = torch.linalg.solve(
-        square + torch.eye(len(inputs), dtype=square.dtype) * _damping(square), cross
-    )
+    correction = torch.linalg.solve(_damped(square), cross)
     made = (correction * cross).sum() * 2 - ((square @ correction) * correction).sum()
     return max(0.0, float(((lost @ second) * lost).sum() - made))
 
 
-def _damping(square: Tensor) -> float:
-    return max(_RIDGE * float(square.diagonal().mean()), 1e-30)
+def _damped(square: Tensor) -> Tensor:
+    ridge = max(_RIDGE * float(square.diagonal().mean()), 1e-30)
+    return square + ridge * torch.eye(len(square), dtype=square.dtype, device=square.device)

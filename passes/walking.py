@@ -117,7 +117,7 @@ def flat_batches(captured: Capture, batches: Iterable[Any] | None) -> list[list[
         return [pytree.tree_leaves((captured.example_inputs, captured.example_kwargs))]
     found: list[list[Any]] = []
     for batch in batches:
-        flat, spec = pytree.tree_flatten((inputs_of(batch), {}))
+        flat, spec = pytree.tree_flatten((inputs_of(batch, captured.device), {}))
         if spec != captured.in_spec:
             raise UsageError(
                 f"a calibration batch must have the structure of the example inputs, "

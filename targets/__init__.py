@@ -17,6 +17,7 @@ __all__ = ["Target", "list_targets", "load_target"]
 
 TARGETS: dict[str, str] = {
     "cpu": "nestify.targets.cpu:CPU",
+    "cuda": "nestify.targets.cuda:CUDA",
 }
 
 
@@ -25,7 +26,7 @@ def list_targets() -> tuple[str, ...]:
 
     Example:
         >>> list_targets()
-        ('cpu',)
+        ('cpu', 'cuda')
     """
     return tuple(sorted(TARGETS))
 

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from nestify.targets.target import Target
-
-MIN_RUN_TIME_S = 0.2
+from nestify.targets.timing import median_latency
 
 
 def measure(
@@ -28,24 +26,15 @@ def measure(
         True
 
     Args:
-        model: what is timed; its mode is left as it is, so call ``eval()`` first.
+        model: what is timed, a copy of it where it lies on another device; its mode is left as it
+            is, so call ``eval()`` first.
         example_inputs: the positional inputs; their batch size is the one timed.
         example_kwargs: the keyword inputs.
 
     Returns:
         The median over blocks of runs that fill at least 0.2 s, in inference mode.
     """
-    timer = Timer(
-        stmt="model(*args, **kwargs)",
-        globals={
-            "model": model,
-            "args": tuple(example_inputs),
-            "kwargs": dict(example_kwargs or {}),
-        },
-        num_threads=1,
-    )
-    with torch.inference_mode():
-        return timer.blocked_autorange(min_run_time=MIN_RUN_TIME_S).median * 1e3
+    return median_latency(model, example_inputs, example_kwargs, torch.device("cpu"))
 
 
 CPU = Target(

@@ -82,6 +82,7 @@ def machine() -> Row:
             versions[name] = importlib.metadata.version(name)
     return {
         "processor": _processor(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "cores": os.cpu_count(),
         "load": [round(load, 1) for load in os.getloadavg()],
         "threads": torch.get_num_threads(),

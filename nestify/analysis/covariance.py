@@ -20,6 +20,7 @@ from nestify.calibration import inputs_of
 from nestify.errors import UsageError
 from nestify.moments import Moments, zca
 from nestify.nested import NestedModel
+from nestify.trees import device_of
 
 __all__ = ["filter_correlation", "filter_covariance", "filter_covariances"]
 
@@ -107,7 +108,7 @@ def _moments(
         with torch.no_grad():
             for batch in loader:
                 outputs.clear()
-                model(*inputs_of(batch))
+                model(*inputs_of(batch, device_of(model)))
                 for i, (a, b) in enumerate(pairs):
                     filters[i] = _output(outputs, a).shape[1]
                     _add(found[i], _output(outputs, a), _output(outputs, b))

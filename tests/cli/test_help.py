@@ -40,7 +40,7 @@ def test_help_shows_examples(run: Run, command: str) -> None:
 def test_targets_are_listed_and_shown(run: Run) -> None:
     assert run("targets", "list").stdout.splitlines()[2].startswith("cpu ")
     listed = json.loads(run("targets", "list", "--json").stdout)
-    assert [target["name"] for target in listed["targets"]] == ["cpu"]
+    assert [target["name"] for target in listed["targets"]] == ["cpu", "cuda"]
     shown = json.loads(run("targets", "show", "cpu", "--json").stdout)
     assert (shown["name"], shown["step"]) == ("cpu", 1)
     assert "one thread" in run("targets", "show", "cpu").stdout
@@ -49,7 +49,10 @@ def test_targets_are_listed_and_shown(run: Run) -> None:
 def test_an_unknown_target_is_wrong_usage(run: Run) -> None:
     result = run("targets", "show", "gpu")
     assert result.code == 2
-    assert result.error == "error: unknown target 'gpu': the targets are cpu; did you mean 'cpu'?"
+    assert (
+        result.error
+        == "error: unknown target 'gpu': the targets are cpu, cuda; did you mean 'cpu'?"
+    )
 
 
 @pytest.mark.parametrize("args", [["fly"], ["plan"], ["plan", "model.py", "--speed", "3"]])

@@ -95,9 +95,9 @@ class Constants(nn.Module):
         self.stem, self.head = nn.Linear(6, 8), nn.Linear(11, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x) * torch.full((8,), 0.5, dtype=x.dtype)
+        x = self.stem(x) * torch.full((8,), 0.5, dtype=x.dtype, device=x.device)
         x = x + torch.zeros_like(x)
-        steps = torch.tensor([0.5, -1.0, 2.0], dtype=x.dtype).expand(x.shape[0], 3)
+        steps = torch.tensor([0.5, -1.0, 2.0], dtype=x.dtype, device=x.device).expand(x.shape[0], 3)
         return self.head(torch.cat([x.relu(), steps], 1))
 
 

@@ -311,6 +311,8 @@ class TopExperts(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
         best, which = self.router(x).softmax(-1).topk(2, -1)
-        share = torch.zeros(*x.shape[:2], 3, dtype=x.dtype).scatter(-1, which, best)
+        share = torch.zeros(*x.shape[:2], 3, dtype=x.dtype, device=x.device).scatter(
+            -1, which, best
+        )
         y = sum(share[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
         return self.head(x + y)
