@@ -8,9 +8,12 @@ sandwich of four. The ratio is to the dense network in the same memory format an
 times. A few dozen draws are cheaper or dearer than the law's by some percent, so the seed is one
 under which their MACs are the expected ones. The first quarter of the steps is not counted: oneDNN
 compiles kernels for sizes that are new. Writes ``results/train_step.json``, or with ``--only`` the
-rows of those networks in it; on a GPU ``results/train_step_cuda.json``, where the rows of other
-batch sizes stay and ``memory`` is what the sliced step takes at most beyond what it finds, relative
-to the dense step. On a CPU memory is measured by ``train_memory.py``.
+rows of those networks in it. Memory is measured by ``train_memory.py``.
+
+On a GPU cuDNN plans every convolution of a new size anew: ``--warm 200`` takes so many sliced steps
+first, after which few sizes are new. The rows go to ``results/train_step_cuda.json``, where those
+of other batch sizes stay; ``memory`` is the most that a sliced step takes beyond what it finds,
+relative to a dense one.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ def variants(
     device: str,
     names: tuple[str, ...],
     count: int,
+    warm: int,
 ) -> tuple[Mapping[str, One], float]:
     """A training step by variant, each with a network and an optimizer of its own; and the MACs of
     the sliced one.
@@ -73,9 +77,12 @@ def variants(
         net = placed(subject.model()) if name == "dense" else nest()
         if isinstance(net, nestify.NestedModel):
             multiplier = cost_multiplier(net)
-            net.draws.restart(typical_seed(net, count, multiplier))
         run = net.masked() if isinstance(net, nestify.NestedModel) and name == "masked" else net
         made[name] = one_step(name, run, inputs, y, bf16)
+        for _ in range(warm if name == "sliced" else 0):
+            made[name]()
+        if isinstance(net, nestify.NestedModel):
+            net.draws.restart(typical_seed(net, count, multiplier))
     return made, multiplier
 
 
@@ -150,17 +157,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--warm", type=int, default=0, help="sliced steps before all others")
     parser.add_argument("--only", default="", help="part of a network's name")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(machine())
+    results = "train_step" if options.device == "cpu" else f"train_step_{options.device}"
     rows: list[Row] = []
     for subject in (s for s in SUBJECTS if options.only in s.name):
         count = options.steps * (1 if subject.images else 20)
         for layout in FORMATS if subject.images else FORMATS[:1]:
             for bf16 in (False, True):
                 made, multiplier = variants(
-                    subject, layout, bf16, options.batch, options.device, VARIANTS, count
+                    subject,
+                    layout,
+                    bf16,
+                    options.batch,
+                    options.device,
+                    VARIANTS,
+                    count,
+                    options.warm,
                 )
                 found = measure(made, count)
                 dense, sliced = found["dense"], found["sliced"]
@@ -179,9 +195,8 @@ def main() -> None:
                     }
                 )
                 print(rows[-1], flush=True)
+        write(results, {"steps": kept(results, rows)})
     show("A training step, relative to the dense network", rows)
-    name = "train_step" if options.device == "cpu" else f"train_step_{options.device}"
-    write(name, {"steps": kept(name, rows)})
 
 
 def kept(name: str, rows: list[Row]) -> list[Row]:

@@ -265,10 +265,18 @@ def _paired(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
     )
 
 
+def _recurrent(root: nn.Module, step: Step, args: list[Any]) -> Any:
+    """On a GPU cuDNN packs the weights as views of one row each, which a slice has not."""
+    packed = [[t.contiguous() for t in cast(Any, a)] if isinstance(a, list) else a for a in args]
+    target: Any = step.node.target
+    return target(*packed)
+
+
 RUNS: dict[str, Callable[..., Any]] = {
     "nestify::stochastic": _stochastic,
     "batch_norm": _batch_norm,
     "view": _view,
     "view_as": _view,
     **dict.fromkeys(PAIRED, _paired),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }

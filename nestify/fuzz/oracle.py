@@ -57,7 +57,7 @@ def _silenced_call(graph: Graph, keep: Keep, node: fx.Node, env: dict[fx.Node, A
         if keep.is_full(expr):
             continue
         value = muted.get(source, env[source])
-        removed = torch.ones(value.shape[dim], dtype=torch.bool)
+        removed = torch.ones(value.shape[dim], dtype=torch.bool, device=value.device)
         removed[keep.indices(expr)] = False
         # Filled, not multiplied: what is removed may be no number.
         muted[source] = value.index_fill(dim, removed.nonzero().flatten(), 0)
@@ -82,7 +82,7 @@ def _own_statistics(graph: Graph, keep: Keep, node: fx.Node, env: dict[fx.Node, 
     def kept(source: fx.Node) -> Any:
         value = env[source]
         for dim, expr in enumerate(graph.dims[source]):
-            value = value.index_select(dim, keep.indices(expr))
+            value = value.index_select(dim, keep.indices(expr).to(value.device))
         return value
 
     def look(part: Any) -> Any:
@@ -108,7 +108,8 @@ def _put_back(keep: Keep, value: torch.Tensor, dims: Any) -> torch.Tensor:
     for dim, expr in enumerate(dims):
         if not keep.is_full(expr):
             shape = [*value.shape[:dim], expr.size, *value.shape[dim + 1 :]]
-            value = value.new_zeros(shape).index_copy(dim, keep.indices(expr), value)
+            places = keep.indices(expr).to(value.device)
+            value = value.new_zeros(shape).index_copy(dim, places, value)
     return value
 
 
