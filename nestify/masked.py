@@ -84,11 +84,12 @@ class MaskedModel(nn.Module):
         self._blocks: list[tuple[OrderedDropout, Dim]] = []
         places = (before_norm if before else after_activation)(graph, units)
         tensors = dict(nested.named_tensors())
+        device = next(iter(tensors.values())).device
 
         def edit(emitted: fx.Graph, root: nn.Module, new: Mapping[fx.Node, fx.Node]) -> None:
             registry = nn.Module()
             for node, (block, stays) in sums_of_blocks(graph).items():
-                odo = OrderedDropout(torch.ones(1), 0)
+                odo = OrderedDropout(torch.ones(1, device=device), 0)
                 self._blocks.append((odo, block.presence))
                 branch = next(a for a in new[node].all_input_nodes if a is not new[stays])
                 _insert(
@@ -100,7 +101,7 @@ class MaskedModel(nn.Module):
                     only=new[node],
                 )
             for place in places:
-                odo = OrderedDropout(torch.ones(place.expr.size), place.position)
+                odo = OrderedDropout(torch.ones(place.expr.size, device=device), place.position)
                 self._places.append((odo, place))
                 _insert(
                     emitted, registry, new[place.node], f"{place.unit}.{len(self._places)}", odo

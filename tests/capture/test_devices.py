@@ -61,3 +61,8 @@ def test_what_a_forward_makes_lies_where_its_inputs_do(kind: str) -> None:
     with Elsewhere("meta"):
         out = model(torch.randn(3, 5, 8, device="meta"))
     assert out.device.type == "meta" and out.shape == (3, 5, 8)
+
+
+def test_masks_lie_where_the_nested_model_does() -> None:
+    masked = nested().to("meta").masked()
+    assert {buffer.device.type for _, buffer in masked.named_buffers()} == {"meta"}
