@@ -131,7 +131,7 @@ def test_autocast_on_the_gpu_is_that_of_the_extracted_network(
         assert relative_error(slim(x), nested(x)) <= 2e-2
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own
 def test_masks_compile_once() -> None:
     nested, x, y = there(classes("block"))
     counted = torch._dynamo.testing.CompileCounterWithBackend("inductor")
