@@ -109,7 +109,7 @@ class Run:
         self.own, self.special = own, special
         self.at = 0
         self.env: list[Any] = [None] * len(self.frame.slots)
-        self.env.append(next(v.device for v in flat if isinstance(v, torch.Tensor)))
+        self.env.append(next((v.device for v in flat if isinstance(v, torch.Tensor)), None))
         self.turned = bound.channels_last and any(map(is_contiguous_map, flat))
         for node, value in zip(self.frame.inputs, flat, strict=True):
             self.env[self.frame.slots[node]] = channels_last(value) if self.turned else value
