@@ -59,3 +59,9 @@ def test_cpu_passes_keyword_inputs_and_keeps_the_mode() -> None:
     model = Scaled()
     assert load_target("cpu").measure(model, (torch.ones(2),), {"by": torch.ones(2)}) > 0
     assert model.training
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_says_that_there_is_no_gpu() -> None:
+    with pytest.raises(UsageError, match="torch sees none"):
+        load_target("cuda").measure(nn.Linear(2, 2), (torch.ones(1, 2),), None)
