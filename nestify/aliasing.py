@@ -47,10 +47,17 @@ def written_operands(node: fx.Node) -> Iterator[fx.Node]:
         yield node.args[0]
 
 
-def written(graph: Graph) -> list[fx.Node]:
-    """The buffers and constants that some call writes into, in place or as running statistics."""
+def written(graph: Graph, *, in_eval: bool = False) -> list[fx.Node]:
+    """The buffers and constants that some call writes into, in place or as running statistics;
+    ``in_eval`` leaves out statistics that only training writes.
+    """
     base, tensors = roots(graph), graph.capture.tensors
-    targets = (t for n in graph.nodes for t in (*statistics_of(n), *written_operands(n)))
+    switched = {name for name, _ in graph.capture.mode_args} if in_eval else set[str]()
+    targets = (
+        target
+        for n in graph.nodes
+        for target in (*(() if n.name in switched else statistics_of(n)), *written_operands(n))
+    )
     return [
         node
         for node in dict.fromkeys(base[target] for target in targets)

@@ -122,7 +122,7 @@ class NestedModel(nn.Module):
         bound = self._bind(subnet, self._program.batch_size(flat))
         own = self._own(subnet, training=self.training, statistics=norms is None)
         reuse = self._reuse
-        if reuse is not None and self._program.trains(self):
+        if reuse is not None and self._program.frame.trains(self):
             reuse.forget()  # norms write their statistics without a sign
         elif reuse is not None:
             tokens = self._overlays.tokens(subnet, self.switchable_norms, norms is None)

@@ -20,7 +20,7 @@ from nestify.groups import Graph
 from nestify.layouts import reads_in_order
 from nestify.padding import Room
 from nestify.rules import STRIDED, bind_arguments, op_name
-from nestify.running import RUNS, Bound, Frame, Read, Run, Slot, Step, hand_on, reads, trains
+from nestify.running import RUNS, Bound, Frame, Read, Run, Slot, Step, hand_on, reads
 from nestify.slicing import Keep
 
 __all__ = ["Program"]
@@ -51,8 +51,8 @@ class Program:
             if node.op == "call_function"
         ]
         output = next(n for n in graph.nodes if n.op == "output")
-        self._followed = {s.path for s in self.steps if s.in_training is not None}
-        self._followed |= {
+        followed = {s.path for s in self.steps if s.in_training is not None}
+        followed |= {
             str(node.args[1])
             for node in graph.calls
             if op_name(node.target) == "nestify::stochastic"
@@ -61,8 +61,10 @@ class Program:
             self.slots,
             self.inputs,
             cast(list[Any], self._slotted(output.args[0])),
-            set(written(graph)),
+            dict.fromkeys(written(graph), False)
+            | dict.fromkeys(written(graph, in_eval=True), True),
             {node for node in graph.nodes if reads_in_order(node)},
+            frozenset(followed),
         )
         self._tensors = [
             Read(n, self.slots[n], str(n.target), dims, [], (), self.slots[last[n]])
@@ -99,10 +101,6 @@ class Program:
                 f"{self.graph.capture.in_spec}; got {spec}"
             )
         return flat
-
-    def trains(self, root: nn.Module) -> bool:
-        """Whether a module that some call follows is in training."""
-        return any(trains(root, path) for path in self._followed)
 
     def batch_size(self, flat: Sequence[Any]) -> int:
         """The batch size of these inputs; 0 where the graph has no batch."""

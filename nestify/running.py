@@ -49,15 +49,21 @@ class Step(NamedTuple):
 class Frame(NamedTuple):
     """What all subnets of a graph have in common.
 
-    ``written`` are the buffers that some call writes into, ``ordered`` the calls that want maps
-    with their channels first.
+    ``written`` are the buffers that some call writes into, with whether one does so in eval too,
+    ``ordered`` the calls that want maps with their channels first, ``followed`` the modules whose
+    mode some call follows.
     """
 
     slots: Mapping[fx.Node, int]
     inputs: Sequence[fx.Node]
     outputs: Sequence[Any]
-    written: set[fx.Node]
+    written: Mapping[fx.Node, bool]
     ordered: set[fx.Node]
+    followed: frozenset[str]
+
+    def trains(self, root: nn.Module) -> bool:
+        """Whether a module that some call follows is in training."""
+        return any(trains(root, path) for path in self.followed)
 
 
 class Read(NamedTuple):
@@ -128,9 +134,10 @@ class Run:
         """
         root, bound, frame, env = self.root, self.bound, self.frame, self.env
         written = self._read_tensors()
+        in_training = frame.trains(root)
         for step in bound.steps[self.at :]:
             args, kwargs = step.args, step.kwargs
-            if step.in_training is not None and trains(root, step.path):
+            if in_training and step.in_training is not None and trains(root, step.path):
                 args, kwargs = step.in_training
             args = [env[a.at] if a.__class__ is Slot else _fill(a, env) for a in args]
             kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()} if kwargs else {}
@@ -147,7 +154,8 @@ class Run:
                 env[slot] = None
             self.at += 1
         for read, value in written:
-            _write_back(self._full(read.name), bound.keep, read, value)
+            if in_training or frame.written[read.node]:
+                _write_back(self._full(read.name), bound.keep, read, value)
         values = [_fill(value, env) for value in frame.outputs]
         return [contiguous(value) for value in values] if self.turned else values
 
@@ -225,8 +233,8 @@ def trains(root: nn.Module, path: str) -> bool:
 def _batch_norm(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
     """In training a BatchNorm counts its batches, and may average over all of them."""
     x, weight, bias, mean, var, training, momentum, eps, _ = args
-    owner: Any = submodule(root, step.path)
-    if training and mean is not None and isinstance(owner, _BATCH_NORMS):
+    owner: Any = submodule(root, step.path) if training and mean is not None else None
+    if isinstance(owner, _BATCH_NORMS):
         momentum = owner.momentum
         if owner.num_batches_tracked is not None:
             owner.num_batches_tracked.add_(1)

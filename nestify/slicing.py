@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from itertools import accumulate
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from nestify.dims import Concat, Const, Dim, Expr, Product, dims_of, resolve
+from nestify.dims import Concat, Const, Dim, Expr, Product, resolve
 from nestify.errors import UsageError
 
 __all__ = ["Fold", "Keep", "Plan", "cut"]
@@ -69,6 +70,28 @@ def _written(expr: Expr) -> tuple[Expr, ...]:
     return expr.parts if isinstance(expr, Concat) else ()
 
 
+class _Positions(NamedTuple):
+    """Which of ``number`` positions are kept."""
+
+    number: int
+    kept: torch.Tensor
+
+
+def _rows(factors: list[_Positions]) -> _Positions:
+    number, kept = 1, torch.zeros(1, dtype=torch.int64)
+    for factor in factors:
+        kept = (kept[:, None] * factor.number + factor.kept).flatten()
+        number *= factor.number
+    return _Positions(number, kept)
+
+
+def _side_by_side(parts: list[_Positions]) -> _Positions:
+    ends = list(accumulate(part.number for part in parts))
+    starts = (end - part.number for end, part in zip(ends, parts, strict=True))
+    pieces = [part.kept + start for part, start in zip(parts, starts, strict=True)]
+    return _Positions(ends[-1], torch.cat(pieces))
+
+
 class Keep:
     """What a subnet keeps of every Dim, and what follows for expressions, literals and tensors.
 
@@ -84,7 +107,12 @@ class Keep:
         self.picks = dict(picks or {})
         self.sizes: dict[Dim, int] = {**counts, **{d: len(p) for d, p in self.picks.items()}}
         self._plans: dict[int, tuple[Sequence[Expr], Plan]] = {}
+        self._fold()
+
+    def _fold(self) -> None:
         self._size = Fold(self._kept, math.prod, sum)
+        self._full = Fold(self._is_whole, all, all)
+        self._positions = Fold(self._positions_of, _rows, _side_by_side)
 
     def size(self, expr: Expr) -> int:
         """Kept size of ``expr``."""
@@ -93,20 +121,17 @@ class Keep:
     def hold(self, dim: Dim, size: int) -> None:
         """Set the size of ``dim`` from now on, such as the batch size of one call."""
         self.sizes[dim] = size
-        self._size = Fold(self._kept, math.prod, sum)
+        self._fold()
 
     def _kept(self, leaf: Dim | Const) -> int:
         return self.sizes.get(leaf, leaf.size) if isinstance(leaf, Dim) else leaf.size
 
     def is_full(self, expr: Expr) -> bool:
         """Whether all of ``expr`` is kept, in its order."""
-        expr = resolve(expr)
-        if isinstance(expr, Dim):  # most are, and a training step asks for each tensor
-            return self.sizes.get(expr, expr.size) == expr.size and expr not in self.picks
-        return all(
-            self.sizes.get(dim, dim.size) == dim.size and dim not in self.picks
-            for dim in dims_of(expr)
-        )
+        return self._full(expr)
+
+    def _is_whole(self, leaf: Dim | Const) -> bool:
+        return leaf not in self.picks and self._kept(leaf) == leaf.size
 
     def _is_prefix(self, expr: Expr) -> bool:
         """Whether what is kept of ``expr`` are its first positions: of a product, whole rows."""
@@ -120,23 +145,11 @@ class Keep:
 
     def indices(self, expr: Expr) -> torch.Tensor:
         """Kept positions of ``expr``, ascending where the kept positions of its Dims are."""
-        expr = resolve(expr)
-        if isinstance(expr, Dim):
-            pick = self.picks.get(expr)
-            return torch.arange(self.sizes.get(expr, expr.size)) if pick is None else pick
-        if isinstance(expr, Const):
-            return torch.arange(expr.size)
-        if isinstance(expr, Product):
-            found = torch.zeros(1, dtype=torch.int64)
-            for part in expr.factors:
-                found = (found[:, None] * part.size + self.indices(part)[None, :]).flatten()
-            return found
-        pieces: list[torch.Tensor] = []
-        offset = 0
-        for part in expr.parts:
-            pieces.append(self.indices(part) + offset)
-            offset += part.size
-        return torch.cat(pieces)
+        return self._positions(expr).kept
+
+    def _positions_of(self, leaf: Dim | Const) -> _Positions:
+        pick = self.picks.get(leaf) if isinstance(leaf, Dim) else None
+        return _Positions(leaf.size, torch.arange(self._kept(leaf)) if pick is None else pick)
 
     def literal(self, value: Any, expr: Any) -> Any:
         """Respell an argument by the expressions that a rule gave for it (None: unchanged)."""
