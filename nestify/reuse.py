@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from nestify.aliasing import written_operands
-from nestify.calibration import BatchStatistics
+from nestify.calibration import BatchStatistics, Moments
 from nestify.cuts import Cuts, Mark
 from nestify.recognition import UNCHANGED, Look, Weights, look_at, twin
 from nestify.running import Bound, Run
@@ -96,6 +96,8 @@ class _Pass:
         reads = reuse.cuts.first_reads
         self.tokens = sorted((reads[name], name, tokens[name]) for name in run.own if name in reads)
         self.given = storages_of(look.tensors).keys()
+        self.moments: list[Moments] = []
+        self.storages: dict[int, int] = {}  # of these moments and of the inputs
         self.copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def outputs(self) -> list[Any]:
@@ -140,22 +142,35 @@ class _Pass:
         """Keep what crosses a cut as it is; only what lies in the caller's memory is copied."""
         key = self._key(mark)
         values = {slot: self.run.env[slot] for slot in mark.slots}
-        if not self.states.wants((self.look.key, key)) or not all(
-            map(_is_plain, pytree.tree_leaves(values))
-        ):
+        if not self.states.wants((self.look.key, key)) or not all(map(_is_plain, values.values())):
             return
-        values = {slot: pytree.tree_map(self._copied, value) for slot, value in values.items()}
-        moments = () if self.norms is None else tuple(self.norms.batch)
+        values = {slot: self._copied(value) for slot, value in values.items()}
         if self.inputs is None:
             self.inputs = Inputs.copy(self.look)
-        found = storages_of([values, moments, self.inputs.tensors])
-        addresses = self.reuse.weights.addresses
-        storages = {address: size for address, size in found.items() if address not in addresses}
+        storages = dict(self._shared_storages(self.inputs))
+        for value in values.values():
+            storages.update(storages_of(value))
+        for address in storages.keys() & self.reuse.weights.addresses:
+            del storages[address]
+        moments = tuple(self.moments)
         self.states.add(
             State((self.inputs, key), mark.place, self.inputs, values, moments, storages)
         )
 
+    def _shared_storages(self, inputs: Inputs) -> Mapping[int, int]:
+        """What every state of this pass holds from here on: the inputs and the moments so far."""
+        if not self.storages:
+            self.storages.update(storages_of(inputs.tensors))
+        fresh = [] if self.norms is None else self.norms.batch[len(self.moments) :]
+        for moments in fresh:
+            self.moments.append(moments)
+            for tensor in (moments.mean, moments.var):
+                self.storages.update(storages_of(tensor))
+        return self.storages
+
     def _copied(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return pytree.tree_map(self._copied, value)
         if not isinstance(value, torch.Tensor) or not storages_of(value).keys() & self.given:
             return value
         if id(value) not in self.copies:
@@ -178,6 +193,6 @@ class _Pass:
 
 
 def _is_plain(value: Any) -> bool:
-    return not isinstance(value, torch.Tensor) or (
-        type(value) in (torch.Tensor, nn.Parameter) and value.layout == torch.strided
-    )
+    if not isinstance(value, torch.Tensor):
+        return all(map(_is_plain, value)) if isinstance(value, list | tuple) else True
+    return type(value) in (torch.Tensor, nn.Parameter) and value.layout == torch.strided

@@ -154,6 +154,7 @@ class States:
 
 def storages_of(values: Any) -> dict[int, int]:
     """Bytes by address of the memory that tensors lie in."""
-    tensors = (v for v in pytree.tree_leaves(values) if isinstance(v, torch.Tensor))
-    found = (tensor.untyped_storage() for tensor in tensors)
+    # Most values are one tensor, and pytree takes longer to say so than a small call to run.
+    leaves = [values] if isinstance(values, torch.Tensor) else pytree.tree_leaves(values)
+    found = (leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor))
     return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
