@@ -1,9 +1,12 @@
-"""A model is left as it was found: also what its own code keeps between calls."""
+"""Modes: what only one of them does, and that a model is left as it was found, with what its own code
+keeps between calls.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import nestify
@@ -95,3 +98,35 @@ def test_what_is_read_beside_a_dropout_is_not_dropped(kind: type[nn.Module]) -> 
         torch.manual_seed(0)
         found = nested(x)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+class AlwaysByBatch(nn.Module):
+    """Norms by the batch in both modes, and keeps running statistics all the same."""
+
+    mean: torch.Tensor
+    var: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 4, 1)
+        self.paths = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+        self.register_buffer("mean", torch.zeros(12))
+        self.register_buffer("var", torch.ones(12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.batch_norm(self.paths(self.stem(x)), self.mean, self.var, training=True)
+        return self.head(x.relu())
+
+
+def test_statistics_that_eval_writes_too_are_written_where_they_belong() -> None:
+    x = torch.randn(4, 3, 6, 6)
+    nested = nestify.transform(AlwaysByBatch(), "fn3-channel{where=all}+fn3-path", (x,)).eval()
+    for seed in range(4):  # channels in groups are no first ones: they are read from a copy
+        subnet = nested.space.sample(torch.Generator().manual_seed(seed))
+        before, slim = nested.get_buffer("mean").clone(), nested.extract(subnet)
+        with nested.activate(subnet), torch.no_grad():
+            assert torch.equal(nested(x), slim(x))
+        after = nested.get_buffer("mean")
+        kept = nested.keep(subnet).slice(after, nested.graph.tensor_dims["mean"])
+        assert torch.equal(kept, slim.get_buffer("mean"))
+        assert (before != after).sum() == len(kept)
