@@ -1,6 +1,4 @@
-"""Modes: what only one of them does, and that a model is left as it was found, with what its own code
-keeps between calls.
-"""
+"""A model is left as it was found, with what its own code keeps; what a mode writes is its own."""
 
 from __future__ import annotations
 
