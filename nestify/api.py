@@ -37,9 +37,9 @@ def estimate(
         return costs.row(0)
     import numpy as np
 
-    from nestify.targets import load_target
+    from nestify.targets import usable_target
 
-    latency = load_target(target).measure(
+    latency = usable_target(target).measure(
         model, graph.capture.example_inputs, graph.capture.example_kwargs
     )
     return costs._replace(latency_ms=np.array([latency])).row(0)

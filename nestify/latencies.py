@@ -25,9 +25,9 @@ def measured_latencies(
     Raises:
         UsageError: an unknown target; columns of sizes, which stand for too many to be timed.
     """
-    from nestify.targets import load_target
+    from nestify.targets import usable_target
 
     if isinstance(subnets, Mapping):
         raise UsageError("latency is measured subnet by subnet: pass a list of subnets")
-    device = load_target(target)
+    device = usable_target(target)
     return np.array([device.measure(extract(subnet), *call) for subnet in subnets])

@@ -13,7 +13,7 @@ from typing import cast
 from nestify.errors import UsageError
 from nestify.targets.target import Target
 
-__all__ = ["Target", "list_targets", "load_target"]
+__all__ = ["Target", "list_targets", "load_target", "usable_target"]
 
 TARGETS: dict[str, str] = {
     "cpu": "nestify.targets.cpu:CPU",
@@ -55,3 +55,26 @@ def load_target(name: str) -> Target:
         raise UsageError(f"unknown target {name!r}: the targets are {names}{hint}")
     module, _, attribute = place.partition(":")
     return cast(Target, getattr(importlib.import_module(module), attribute))
+
+
+def usable_target(name: str) -> Target:
+    """Return the target called ``name`` where this machine can measure it.
+
+    Example:
+        >>> usable_target("cpu").name
+        'cpu'
+
+    Args:
+        name: one of `list_targets()`.
+
+    Returns:
+        The target.
+
+    Raises:
+        UsageError: no target has this name, or this machine lacks what it measures on.
+    """
+    target = load_target(name)
+    lacking = target.lacks()
+    if lacking:
+        raise UsageError(f"target {name!r} cannot measure here: {lacking}")
+    return target

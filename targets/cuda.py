@@ -9,8 +9,21 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
+
 from nestify.targets.target import Target
 from nestify.targets.timing import median_latency
+
+
+def lacks() -> str:
+    """Say what this machine lacks to measure.
+
+    Example:
+        >>> lacks() in ("", "torch sees no CUDA device")
+        True
+    """
+    return "" if torch.cuda.is_available() else "torch sees no CUDA device"
+
 
 CUDA = Target(
     name="cuda",
@@ -20,4 +33,5 @@ CUDA = Target(
     ),
     step=8,
     measure=partial(median_latency, device="cuda"),
+    lacks=lacks,
 )

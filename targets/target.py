@@ -30,9 +30,11 @@ class Target:
         description: one line for people: what is measured, and how.
         step: the multiple of units the device wants (1: any size is as good as another).
         measure: ``(model, example_inputs, example_kwargs) -> latency_ms`` of one forward pass.
+        lacks: ``() -> what this machine lacks to measure``, in words; empty where nothing.
     """
 
     name: str
     description: str
     step: int
     measure: Measure
+    lacks: Callable[[], str] = str

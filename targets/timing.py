@@ -12,8 +12,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Timer
 
-from nestify.errors import UsageError
-
 __all__ = ["median_latency"]
 
 _MIN_RUN_TIME_S = 0.2
@@ -41,12 +39,7 @@ def median_latency(
 
     Returns:
         The median over blocks of runs that fill at least 0.2 s, in inference mode, by one thread.
-
-    Raises:
-        UsageError: ``device`` is ``cuda``, and torch sees no GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("target 'cuda' times on a CUDA GPU, and torch sees none here")
     args, kwargs = pytree.tree_map_only(
         torch.Tensor, lambda t: t.to(device), (tuple(example_inputs), dict(example_kwargs or {}))
     )

@@ -57,7 +57,7 @@ class Device:
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     found = Device(bad=4)
     target = Target("board", "made up", 1, found.measure)
-    monkeypatch.setattr(payoffs, "load_target", {"board": target}.__getitem__)
+    monkeypatch.setattr(payoffs, "usable_target", {"board": target}.__getitem__)
     return found
 
 

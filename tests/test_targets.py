@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nestify.errors import UsageError
-from nestify.targets import TARGETS, list_targets, load_target
+from nestify.targets import TARGETS, list_targets, load_target, usable_target
 
 
 def test_names_are_listed_sorted() -> None:
@@ -63,5 +63,5 @@ def test_cpu_passes_keyword_inputs_and_keeps_the_mode() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_says_that_there_is_no_gpu() -> None:
-    with pytest.raises(UsageError, match="torch sees none"):
-        load_target("cuda").measure(nn.Linear(2, 2), (torch.ones(1, 2),), None)
+    with pytest.raises(UsageError, match="'cuda' cannot measure here: torch sees no CUDA device"):
+        usable_target("cuda")

@@ -19,7 +19,7 @@ from nestify.groups import Graph
 from nestify.modules import build_module
 from nestify.nested import NestedModel
 from nestify.rules import CONVOLUTIONS, bind_arguments, shape_of
-from nestify.targets import load_target
+from nestify.targets import usable_target
 
 if TYPE_CHECKING:
     from nestify.targets import Target
@@ -98,7 +98,7 @@ def payoff(nested: NestedModel, target: str = "cpu", *, layers: bool = True) -> 
         raise UsageError(
             f"recipe {nested.recipe!r} rewrites nothing, so there is nothing to compare"
         )
-    device = load_target(target)
+    device = usable_target(target)
     model = original.capture.model
     before = _timed(original, model, nested, device)
     after = _timed(nested.graph, nested.extract(nested.space.largest()), nested, device)

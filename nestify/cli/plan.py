@@ -92,11 +92,11 @@ def plan_command(
     from nestify.constraints import parse_constraints
     from nestify.explore import search
     from nestify.sources import load_source
-    from nestify.targets import load_target
+    from nestify.targets import usable_target
 
     bounds = parse_constraints(constraint)
     for name in target:
-        load_target(name)
+        usable_target(name)
     say(f"loading {model}")
     source = load_source(model)
     folder = out or Path(f"{source.name}-plan")

@@ -27,7 +27,7 @@ from nestify.explore.rounds import Method, Problem, Round
 from nestify.explore.storage import Storage
 from nestify.fingerprints import fingerprint
 from nestify.plans import Plan
-from nestify.targets import load_target
+from nestify.targets import load_target, usable_target
 
 if TYPE_CHECKING:
     from nestify.nested import NestedModel
@@ -161,7 +161,7 @@ def _check(
     if not targets or len(set(targets)) < len(targets):
         raise UsageError(f"targets must be one or more distinct names, not {list(targets)}")
     for name in targets:
-        load_target(name)
+        usable_target(name)
     if max_evaluations is not None and max_evaluations < 3:
         raise UsageError(f"max_evaluations must be at least 3, not {max_evaluations}")
     if batches is not None and evaluate is None:
