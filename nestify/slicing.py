@@ -128,7 +128,9 @@ class Keep:
 
     def is_full(self, expr: Expr) -> bool:
         """Whether all of ``expr`` is kept, in its order."""
-        return self._full(expr)
+        expr = resolve(expr)
+        # Most are one Dim, and a training step asks for each tensor.
+        return self._is_whole(expr) if isinstance(expr, Dim) else self._full(expr)
 
     def _is_whole(self, leaf: Dim | Const) -> bool:
         return leaf not in self.picks and self._kept(leaf) == leaf.size

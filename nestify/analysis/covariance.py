@@ -105,10 +105,11 @@ def _moments(
     mode = model.training
     try:
         model.eval()
+        device = device_of(model)
         with torch.no_grad():
             for batch in loader:
                 outputs.clear()
-                model(*inputs_of(batch, device_of(model)))
+                model(*inputs_of(batch, device))
                 for i, (a, b) in enumerate(pairs):
                     filters[i] = _output(outputs, a).shape[1]
                     _add(found[i], _output(outputs, a), _output(outputs, b))
