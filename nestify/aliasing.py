@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from torch import fx, nn
 
@@ -19,16 +19,17 @@ _HANDING_ON = frozenset(
 )
 
 
-def roots(graph: Graph) -> dict[fx.Node, fx.Node]:
+def roots(graph: Graph, apart: Container[fx.Node] = ()) -> dict[fx.Node, fx.Node]:
     """The node that each node may share its memory with: itself, or the base of a view or of an op
-    that works in place.
+    that works in place. Those ``apart`` count as memory of their own, whatever they share.
     """
     found: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         source = node.args[0] if node.op == "call_function" and node.args else None
         name = op_name(node.target)
         shares = is_mutable(node) or name in VIEWS or name in _HANDING_ON
-        found[node] = found[source] if shares and isinstance(source, fx.Node) else node
+        own = node in apart or not shares
+        found[node] = found[source] if isinstance(source, fx.Node) and not own else node
     return found
 
 

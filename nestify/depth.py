@@ -1,8 +1,12 @@
-"""Liveness: what a subnet still computes when some of its residual blocks are dropped."""
+"""Liveness: what a subnet still computes when some of its residual blocks are dropped.
+
+A call that works in place is computed for the sake of whoever reads that memory behind it. The sum
+of a block that may be dropped begins memory of its own: what stands in for it is not the branch's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from typing import Any
 
@@ -10,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
+from nestify.aliasing import roots, written_operands
 from nestify.dims import Dim
 from nestify.groups import Block, Graph
 from nestify.rules import is_mutable
 from nestify.slicing import Keep
 
-__all__ = ["PresenceDims", "bypassed", "live_nodes", "sums_of_blocks"]
+__all__ = ["PresenceDims", "bypassed", "live_nodes", "overwritten", "sums_of_blocks"]
 
 Presence = frozenset[frozenset[Dim]]
 """When a node is computed: one of these sets of blocks is there whole. ``{{}}`` is always."""
@@ -38,28 +43,73 @@ def bypassed(graph: Graph, keep: Keep) -> dict[fx.Node, fx.Node]:
     return {node: stays for node, (block, stays) in sums.items() if not keep.size(block.presence)}
 
 
-def live_nodes(graph: Graph, bypass: Mapping[fx.Node, fx.Node]) -> set[fx.Node]:
-    """The nodes that the outputs, and what is written into buffers, depend on."""
-    live: set[fx.Node] = set()
+def overwritten(graph: Graph) -> set[fx.Node]:
+    """The sums whose stand-in needs memory of its own: something behind writes into the sum, or
+    into what stays without the block.
+    """
+    stays = {node: source for node, (_, source) in sums_of_blocks(graph).items()}
+    base = roots(graph, apart=stays)
+    written: set[fx.Node] = set()
+    found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op in ("output", "placeholder") or is_mutable(node) or node in live:
-            live.add(node)
-            live.update([bypass[node]] if node in bypass else node.all_input_nodes)
+        if node in stays and written & {node, *_standing_in(node, stays, base)}:
+            found.add(node)
+        written.update(base[operand] for operand in written_operands(node))
+    return found
+
+
+def _standing_in(
+    node: fx.Node, stays: Mapping[fx.Node, fx.Node], base: Mapping[fx.Node, fx.Node]
+) -> Iterator[fx.Node]:
+    """The memory that may be handed on in place of a sum: of what stays, and what stays there."""
+    while node in stays:
+        node = base[stays[node]]
+        yield node
+
+
+def live_nodes(graph: Graph, bypass: Mapping[fx.Node, fx.Node]) -> set[fx.Node]:
+    """The nodes that the outputs, and what is written into inputs and buffers, depend on."""
+    base = roots(graph, apart=sums_of_blocks(graph))
+    live: set[fx.Node] = set()
+    read: set[fx.Node] = set()  # the memory that live nodes behind read
+    for node in reversed(graph.nodes):
+        if node in live or _always(node, base) or any(m in read for m in _memory(node, base)):
+            sources = [bypass[node]] if node in bypass else node.all_input_nodes
+            live.update([node, *sources])
+            read.update(base[source] for source in sources)
     return live
+
+
+def _always(node: fx.Node, base: Mapping[fx.Node, fx.Node]) -> bool:
+    """Whether a node counts whatever is read of it: it writes into what others can see."""
+    if node.op in ("output", "placeholder"):
+        return True
+    memory = list(_memory(node, base))
+    outlives = any(place.op != "call_function" for place in memory)
+    return outlives or (is_mutable(node) and not memory)
+
+
+def _memory(node: fx.Node, base: Mapping[fx.Node, fx.Node]) -> Iterator[fx.Node]:
+    """The memory that a call writes into."""
+    return (base[operand] for operand in written_operands(node))
 
 
 def _presences(graph: Graph) -> dict[fx.Node, Presence]:
     """When each node is computed, as the blocks that may be dropped decide."""
     sums = sums_of_blocks(graph)
-    read: dict[fx.Node, Presence] = {}
+    base = roots(graph, apart=sums)
+    read: dict[fx.Node, Presence] = {}  # nodes, by who reads them
+    held: dict[fx.Node, Presence] = {}  # the same of all that lies in one memory
     for node in reversed(graph.nodes):
-        if node.op in ("output", "placeholder") or is_mutable(node):
-            read[node] = ALWAYS
-        when = read.setdefault(node, frozenset())
+        when = ALWAYS if _always(node, base) else read.get(node, frozenset())
+        for place in _memory(node, base):
+            when = _or(when, held.get(place, frozenset()))
+        read[node] = when
         block, stays = sums.get(node, (None, None))
         for source in node.all_input_nodes:
             needed = when if block is None or source is stays else _and(when, block.presence)
             read[source] = _or(read.get(source, frozenset()), needed)
+            held[base[source]] = _or(held.get(base[source], frozenset()), needed)
     return {n: _and(w, sums[n][0].presence) if n in sums else w for n, w in read.items()}
 
 

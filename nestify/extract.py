@@ -21,7 +21,7 @@ from torch.fx.graph import (
     _PyTreeInfo,  # pyright: ignore[reportPrivateUsage]
 )
 
-from nestify.depth import bypassed, live_nodes
+from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.rebuild import Rebuilder
@@ -104,13 +104,16 @@ class _Emitter:
     def run(self) -> None:
         bypass = bypassed(self.source, self.keep)
         live = live_nodes(self.source, bypass) if bypass else None
+        copied = overwritten(self.source) if bypass else set[fx.Node]()
         for node in self.source.nodes:
             if live is not None and node not in live:
                 continue
-            if node in bypass:
+            if node in bypass and node not in copied:
                 self.new[node] = self.new[bypass[node]]
                 continue
-            if node.op == "placeholder":
+            if node in bypass:
+                self.new[node] = self.graph.call_method("clone", (self.new[bypass[node]],))
+            elif node.op == "placeholder":
                 self.new[node] = self.graph.placeholder(node.name)
             elif node.op == "call_function":
                 self.new[node] = self.call(node)

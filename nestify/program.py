@@ -13,14 +13,14 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from nestify.aliasing import written
-from nestify.depth import bypassed, live_nodes
+from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.errors import UsageError
 from nestify.extract import norm_paths
 from nestify.groups import Graph
 from nestify.layouts import reads_in_order
 from nestify.padding import Room
 from nestify.rules import STRIDED, bind_arguments, op_name
-from nestify.running import RUNS, Bound, Frame, Read, Run, Slot, Step, hand_on, reads
+from nestify.running import RUNS, Bound, Frame, Read, Run, Slot, Step, copied, hand_on, reads
 from nestify.slicing import Keep
 
 __all__ = ["Program"]
@@ -77,6 +77,10 @@ class Program:
     def norm_paths(self) -> Mapping[fx.Node, str]:
         """The module of each batch norm call whose statistics an extracted network estimates."""
         return norm_paths(self.graph)
+
+    @cached_property
+    def _overwritten(self) -> set[fx.Node]:
+        return overwritten(self.graph)
 
     @cached_property
     def _takes_tensors(self) -> int:
@@ -173,8 +177,9 @@ class Program:
 
     def _stand_in(self, step: Step, stays: fx.Node) -> Step:
         """Hand on the operand that stays in place of a block's sum."""
+        run = copied if step.node in self._overwritten else hand_on
         args = (Slot(self.slots[stays]),)
-        return step._replace(run=hand_on, args=args, kwargs={}, in_training=None)
+        return step._replace(run=run, args=args, kwargs={}, in_training=None)
 
     def _respelled(self, step: Step, keep: Keep) -> Step:
         literals = self.graph.calls[step.node].literals

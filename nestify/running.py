@@ -19,7 +19,19 @@ from nestify.rules import PAIRED, Dims
 from nestify.slicing import Keep, Plan, cut
 from nestify.trees import find, get_tensor, submodule
 
-__all__ = ["RUNS", "Bound", "Frame", "Read", "Run", "Slot", "Step", "hand_on", "reads", "trains"]
+__all__ = [
+    "RUNS",
+    "Bound",
+    "Frame",
+    "Read",
+    "Run",
+    "Slot",
+    "Step",
+    "copied",
+    "hand_on",
+    "reads",
+    "trains",
+]
 
 Special = Callable[[list[Any]], Any]
 _NONE: Mapping[Any, Any] = MappingProxyType({})
@@ -254,6 +266,11 @@ def _stochastic(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
 def hand_on(root: nn.Module, step: Step, args: list[Any]) -> Any:
     """Give the first argument itself."""
     return args[0]
+
+
+def copied(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
+    """Give the first argument in memory of its own."""
+    return args[0].clone()
 
 
 def _view(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:

@@ -135,7 +135,40 @@ class Inside(Droppable):
         return self.head(self.add(2, x, lambda: torch.tanh(self.a(x))))
 
 
-MODELS = [Stage, Encoder, Shared, Inside]
+class InPlace(Droppable):
+    """Blocks that save memory as torchvision's do: all in place, the first on the input itself."""
+
+    blocks = 3
+    inputs = (2, 6, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(3))
+        self.second = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(6, 4)
+
+    def add(self, index: int, stays: Tensor, branch: Callable[[], Tensor]) -> Tensor:
+        if index in self.without:
+            return stays.clone()
+        y = branch()
+        y *= 0.5
+        y += stays
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(3):
+            norm, first, second = self.norms[i], self.first[i], self.second[i]
+
+            def branch(x: Tensor = x, n: nn.Module = norm, f: nn.Module = first) -> Tensor:
+                return F.relu(n(f(x)), inplace=True)
+
+            y = self.add(i, x, lambda branch=branch, second=second: second(branch()))
+            x = F.leaky_relu(y, 0.5, inplace=True)
+        return self.head(x.mean((2, 3)))
+
+
+MODELS = [Stage, Encoder, Shared, Inside, InPlace]
 
 
 def setting(cls: type[Droppable]) -> tuple[Droppable, tuple[Tensor]]:
@@ -215,6 +248,28 @@ def test_training_draws_depths_and_leaves_dropped_blocks_without_gradients() -> 
         assert trained == sorted(trained, reverse=True), "a prefix of the blocks"
         seen.add(sum(trained))
     assert seen == {1, 2, 3, 4}
+
+
+def test_what_stands_in_for_a_sum_is_not_written_over() -> None:
+    model, (x,) = setting(InPlace)
+    nested = nestify.transform(model, "fn3-layer", (x,))
+    slim, before = nested.extract({"layers": [1, 2]}).train(), x.clone()
+    slim(x).sum().backward()
+    assert torch.equal(x, before)
+    nested.eval()
+    for depth in (1, 2, 3):
+        with nested.activate({"layers": depth}):
+            nested(x).sum().backward()
+    assert torch.equal(x, before)
+
+
+def test_nothing_of_a_dropped_block_runs_where_it_works_in_place() -> None:
+    model, inputs = setting(InPlace)
+    slim = nestify.transform(model, "fn3-layer", inputs).extract({"layers": [2]})
+    assert [name for name, m in slim.named_modules() if isinstance(m, nn.Conv2d)] == [
+        "first.2",
+        "second.2",
+    ]
 
 
 def test_a_smaller_depth_exports(tmp_path: Path) -> None:

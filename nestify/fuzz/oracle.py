@@ -42,7 +42,8 @@ def silenced(
         elif node.op == "get_attr":
             env[node] = tensors[str(node.target)]
         elif node.name in dropped:
-            env[node] = next(env[source] for source in env if source.name == dropped[node.name])
+            stays = next(env[source] for source in env if source.name == dropped[node.name])
+            env[node] = stays.clone()  # what follows may write into the sum
         elif node.op == "output":
             return list(cast(list[Any], fx.map_arg(node.args[0], look)))
         else:
