@@ -19,7 +19,7 @@ from nestify.groups import DimGroup, Graph
 from nestify.masks import Place, after_activation, before_norm, stretched
 from nestify.slicing import Keep
 from nestify.space import Subnet
-from nestify.trees import put_tensor
+from nestify.trees import put_tensor, tensors_of
 
 __all__ = ["MaskedModel", "OrderedDropout"]
 
@@ -46,7 +46,8 @@ class OrderedDropout(nn.Module):
         shape = [1] * x.ndim
         if self.position < x.ndim:
             shape[self.position] = -1
-        return x * self.mask.to(x.dtype).view(shape)
+        # A copy: the next forward writes its own mask, which may be before this one's backward.
+        return x * self.mask.to(x.dtype, copy=True).view(shape)
 
 
 class _Nested(Protocol):
@@ -63,6 +64,7 @@ class _Nested(Protocol):
     def train(self, mode: bool) -> Any: ...
     def keep(self, subnet: Mapping[str, Any]) -> Keep: ...
     def subnet_of_call(self, inputs: Iterable[Any]) -> Subnet: ...
+    def own_tensors(self, subnet: Subnet, *, training: bool) -> dict[str, torch.Tensor]: ...
 
 
 class MaskedModel(nn.Module):
@@ -109,7 +111,7 @@ class MaskedModel(nn.Module):
             root.add_module("odo", registry)
 
         self.network = emit(graph, tensors, Keep({}), edit)
-        for name, _ in [*self.network.named_parameters(), *self.network.named_buffers()]:
+        for name, _ in list(tensors_of(self.network)):  # tied ones by each of their names
             if name in tensors and not name.startswith("odo."):
                 put_tensor(self.network, name, tensors[name])
         self.train(nested.training)
@@ -131,12 +133,17 @@ class MaskedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the drawn or the active subnet by masks."""
-        self._set_masks(args)
+        own = self._set_masks(args)
+        if own:
+            return torch.func.functional_call(self.network, own, args, kwargs)
         return self.network(*args, **kwargs)
 
     @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]  # torch types it not
-    def _set_masks(self, inputs: tuple[Any, ...]) -> None:
-        self.show(self.nested.subnet_of_call(inputs))
+    def _set_masks(self, inputs: tuple[Any, ...]) -> dict[str, torch.Tensor]:
+        """Show the subnet of this call; what it has of its own."""
+        subnet = self.nested.subnet_of_call(inputs)
+        self.show(subnet)
+        return self.nested.own_tensors(subnet, training=self.training)
 
     def show(self, subnet: Subnet) -> None:
         """Set the masks to those of ``subnet``."""

@@ -40,7 +40,7 @@ def after_activation(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
         UsageError: an op takes statistics over a unit, which masks would change.
     """
     inputs = _activations(graph)
-    found: dict[tuple[fx.Node, int], list[Place]] = {}
+    found: dict[tuple[fx.Node, int, str], Place] = {}
     names = {dim: name for name, dim in dims.items()}
     for node, call in graph.calls.items():
         for expr in call.normalised:
@@ -50,12 +50,16 @@ def after_activation(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
                     " over it, which zeros would change; run it sliced, or leave it out with "
                     "where=hidden"
                 )
-        left = _dims_of(graph.dims[node])
-        gone = {dim: name for dim, name in names.items() if dim not in left}
-        for source, position in call.contracted:
-            if source in inputs and (source, position) not in found:
-                found[source, position] = _places(graph, source, position, gone)
-    return [place for places in found.values() for place in places]
+        for unit, places in _summed(graph, node, names).items():
+            active = [place for place in places if place.node in inputs]
+            if not active and len(places) < 2:
+                raise UsageError(
+                    f"unit {unit!r} cannot be masked: {op_name(node.target)} sums over it inside, "
+                    "where no mask reaches; run it sliced"
+                )
+            for place in active or places[:1]:
+                found.setdefault((place.node, place.position, unit), place)
+    return list(found.values())
 
 
 def before_norm(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
@@ -78,21 +82,16 @@ def weights_behind(graph: Graph, dims: Mapping[str, Dim]) -> list[tuple[str, str
     """
     names = {dim: name for name, dim in dims.items()}
     found: dict[tuple[str, str, int], Expr] = {}
-    for node, call in graph.calls.items():
-        carried: dict[str, bool] = {}
-        left = _dims_of(graph.dims[node])
-        for source, position in call.contracted:
-            expr = graph.dims[source][position]
-            for unit in {names[d] for d in dims_of(expr) if d in names and d not in left}:
-                weight = source.op == "get_attr"
-                carried[unit] = carried.get(unit, False) or weight
-                if weight:
-                    found[unit, str(source.target), position] = expr
-        for unit in [unit for unit, weight in carried.items() if not weight]:
-            raise UsageError(
-                f"unit {unit!r} cannot be scaled: {op_name(node.target)} sums over it without a "
-                "weight that could carry the factor; use scaling='none'"
-            )
+    for node in graph.calls:
+        for unit, places in _summed(graph, node, names).items():
+            weights = [place for place in places if place.node.op == "get_attr"]
+            if not weights:
+                raise UsageError(
+                    f"unit {unit!r} cannot be scaled: {op_name(node.target)} sums over it without "
+                    "a weight that could carry the factor; use scaling='none'"
+                )
+            for place in weights:
+                found[unit, str(place.node.target), place.position] = place.expr
     return [(unit, weight, at, expr) for (unit, weight, at), expr in found.items()]
 
 
@@ -124,8 +123,28 @@ def _places(graph: Graph, node: fx.Node, position: int, names: Mapping[Dim, str]
     return [Place(unit, node, position, expr) for unit in units]
 
 
+def _summed(graph: Graph, node: fx.Node, names: Mapping[Dim, str]) -> dict[str, list[Place]]:
+    """The operands along which a call sums, for each unit that it sums over.
+
+    That is not told by its output alone: a layer as wide as what it reads may have one unit on both
+    sides, and the values of attention the unit of its keys.
+    """
+    left = set(_dims_of(graph.dims[node]))
+    contracted = graph.calls[node].contracted
+    weights = [(source, at) for source, at in contracted if source.op == "get_attr"]
+    for source, at in weights:
+        others = [expr for i, expr in enumerate(graph.dims[source]) if i != at]
+        left -= set(dims_of(graph.dims[source][at])) & _dims_of(others)
+    summed = {dim: name for dim, name in names.items() if dim not in left or not weights}
+    found: dict[str, list[Place]] = {}
+    for source, at in contracted:
+        for place in _places(graph, source, at, summed):
+            found.setdefault(place.unit, []).append(place)
+    return found
+
+
 def _dims_of(dims: Any) -> set[Dim]:
-    """The dims that an op does not sum over: those of what it gives."""
+    """All Dims in the dims of a node."""
     return {dim for expr in pytree.tree_leaves(dims) for dim in dims_of(expr)}
 
 

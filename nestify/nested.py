@@ -120,7 +120,7 @@ class NestedModel(nn.Module):
     ) -> list[Any]:
         """The flat outputs of ``subnet``; with ``norms`` on the statistics of this batch."""
         bound = self._bind(subnet, self._program.batch_size(flat))
-        own = self._own(subnet, training=self.training, statistics=norms is None)
+        own = self.own_tensors(subnet, training=self.training, statistics=norms is None)
         reuse = self._reuse
         if reuse is not None and self._program.frame.trains(self):
             reuse.forget()  # norms write their statistics without a sign
@@ -161,10 +161,10 @@ class NestedModel(nn.Module):
     def _upcoming(self) -> list[Subnet]:
         return [self._meant(drawn) for drawn in self.draws.upcoming(self._drawable, AHEAD)]
 
-    def _own(
+    def own_tensors(
         self, subnet: Subnet, *, training: bool = False, statistics: bool = True
     ) -> dict[str, torch.Tensor]:
-        """The tensors that ``subnet`` has of its own."""
+        """The tensors that ``subnet`` has of its own, by name."""
         shared, switch = self.named_tensors, self.switchable_norms
         return self._overlays.of(subnet, training, shared, switch, statistics)
 
@@ -229,7 +229,7 @@ class NestedModel(nn.Module):
             for batch in batches:
                 self._pass(whole, self._program.flat(inputs_of(batch, device), {}), norms)
                 norms.close_batch()
-        full = dict(self.named_tensors()) | self._own(whole, statistics=False)
+        full = dict(self.named_tensors()) | self.own_tensors(whole, statistics=False)
         self._overlays.note(whole, self.keep(whole), full, norms.averages_of_batches())
 
     def is_calibrated(self, subnet: Mapping[str, int]) -> bool:
@@ -310,7 +310,7 @@ class NestedModel(nn.Module):
         keep = self.keep(subnet)
         counted = all(isinstance(size, int) for size in subnet.values())
         whole = self.space.complete(subnet) if counted else None
-        own = {} if whole is None else self._own(whole)
+        own = {} if whole is None else self.own_tensors(whole)
         tensors = dict(self.named_tensors()) | own
         slim = emit(self.graph, tensors, keep)
         if verify:

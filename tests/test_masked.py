@@ -130,3 +130,124 @@ def test_a_compiled_nested_model_still_draws() -> None:
     for _ in range(3):
         torch.testing.assert_close(compiled(x), twin(x))
         assert nested.drawn == twin.drawn
+
+
+class Stream(nn.Module):
+    """A convolution within a residual stream: one unit on both of its sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head(x + torch.relu(self.body(x)))
+
+
+class Attention(nn.Module):
+    """Queries, keys and values of one weight, so of one unit a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend, self.head = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.attend(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(Stream, (2, 3, 6, 6)), (Attention, (2, 5, 16))], ids=["conv", "attention"]
+)
+def test_a_unit_on_both_sides_of_a_layer_is_masked(
+    model: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape).double()
+    recipe = "fn3-channel{where=all}+fn3-neuron{where=all}"
+    nested = nestify.transform(model().double(), recipe, (x,)).eval()
+    masked = nested.masked()
+    for seed in range(6):
+        with nested.activate(nested.space.sample(torch.Generator().manual_seed(seed))):
+            torch.testing.assert_close(nested(x), masked(x), rtol=1e-10, atol=1e-12)
+
+
+def test_scaling_reaches_a_layer_within_a_stream() -> None:
+    nested = nestify.transform(
+        Stream(), "fn3-channel{where=all,draw=uniform}", (torch.ones(1, 3, 6, 6),)
+    )
+    nested.scaling = "expected"
+    assert set(nested.eval().own_tensors(nested.space.at(0.5))) == {"body.weight", "head.weight"}
+
+
+class Recurrent(nn.Module):
+    """What an LSTM removes lives on inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.steps(x)[0][:, -1])
+
+
+def test_a_recurrence_cannot_be_masked() -> None:
+    nested = nestify.transform(Recurrent(), "fn3-neuron{where=all}", (torch.randn(2, 4, 6),))
+    with pytest.raises(nestify.UsageError, match="cannot be masked: lstm sums over it inside"):
+        nested.masked()
+
+
+class Tied(nn.Module):
+    """A head that reads the table of the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up, self.down = nn.Embedding(9, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.head = nn.Linear(8, 9, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, i: torch.Tensor) -> torch.Tensor:
+        return self.head(self.down(torch.relu(self.up(self.table(i)))))
+
+
+def test_tied_weights_stay_tied() -> None:
+    nested = nestify.transform(Tied(), "fn3-neuron", (torch.arange(6).view(2, 3),))
+    own, network = nested.get_parameter("table.weight"), nested.masked().network
+    assert all(network.get_parameter(f"{name}.weight") is own for name in ("table", "head"))
+
+
+def test_forwards_may_precede_their_backward() -> None:
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3)).double()
+    x = torch.randn(5, 4).double()
+    nested = nestify.transform(model, "fn3-neuron", (x,)).train()
+    masked, weight = nested.masked(), nested.get_parameter("0.weight")
+    subnets = [nested.space.at(0.25), nested.space.at(0.75)]
+
+    def summed(net: nn.Module) -> torch.Tensor:
+        outs = []
+        for subnet in subnets:
+            with nested.activate(subnet):
+                outs.append(net(x).square().sum())
+        (grad,) = torch.autograd.grad(sum(outs), weight)
+        return grad
+
+    torch.testing.assert_close(summed(masked), summed(nested))
+
+
+def test_masks_run_on_what_a_subnet_has_of_its_own() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 6)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 5, 3))
+    nested = nestify.transform(model, "fn3-channel{draw=uniform}", (x,)).eval()
+    subnet = nested.space.at(0.5)
+    nested.calibrate(subnet, [2 * x])
+    with nested.activate(subnet):
+        torch.testing.assert_close(nested.masked()(x), nested(x))
+    nested.scaling = "expected"
+    with nested.activate(subnet):
+        torch.testing.assert_close(nested.masked()(x), nested(x))
+    nested.scaling = "none"
+    for tensor in nested.switch_norms([0.5, 1.0]).parameters():
+        nn.init.normal_(tensor)
+    with nested.activate(subnet):
+        torch.testing.assert_close(nested.masked()(x), nested(x))
