@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nestify.errors import UsageError
@@ -53,7 +54,7 @@ def split_key(key: str) -> tuple[str, str | None]:
 
 
 def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):  # NumPy's count themselves
         return False
     return not math.isnan(value)
 

@@ -107,7 +107,9 @@ class Pricing:
         readers = _readers(graph)
         params, scales, sizes = [], [], []
         for name, tensor in graph.capture.tensors.items():
-            count = volume(graph.tensor_dims[name] + there(*readers.get(name, ())))
+            if name not in readers:
+                continue  # an extracted network is without it
+            count = volume(graph.tensor_dims[name] + there(*readers[name]))
             sizes.append(times(count, tensor.element_size()))
             if isinstance(tensor, torch.nn.Parameter):
                 (scales if name in norms else params).append(count)

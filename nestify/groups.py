@@ -205,13 +205,20 @@ class Graph:
         ``stacks`` gives the blocks of the units that count layers; the last ones are dropped first.
 
         Raises:
-            UsageError: a group is chosen twice.
+            UsageError: a group or a block is chosen twice.
         """
         twice = {u.name for u in self.units} & {u.name for u in units}
         if twice:
             raise UsageError(
                 f"two passes of the recipe choose {', '.join(sorted(twice))}; drop one of them"
             )
+        for name, blocks in (stacks or {}).items():
+            for other, others in self.stacks.items():
+                if {block.exit for block in blocks} & {block.exit for block in others}:
+                    raise UsageError(
+                        f"units {other!r} and {name!r} drop the same blocks: two passes of the "
+                        "recipe choose layers; drop one of them"
+                    )
         chosen = copy.copy(self)
         chosen.units = (*self.units, *units)
         chosen.stacks = {**self.stacks, **(stacks or {})}

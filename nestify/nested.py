@@ -236,6 +236,10 @@ class NestedModel(nn.Module):
         """Whether :meth:`calibrate` has statistics of ``subnet``."""
         return self._overlays.has_statistics(self.space.complete(subnet))
 
+    def forget_statistics(self) -> None:
+        """Drop what :meth:`calibrate` estimated: subnets run with the model's own statistics."""
+        self._overlays.forget()
+
     @contextlib.contextmanager
     def reusing(self, *, limit_bytes: int = 1 << 30) -> Generator[Reuse]:
         """In a ``with`` block, evaluations on inputs that were seen start where they first differ.

@@ -158,7 +158,8 @@ class SwitchableNorms(nn.Module):
             for name, key in self._keys.items():
                 own = tensors[name].detach().clone()
                 if isinstance(tensors[name], nn.Parameter):
-                    holder.register_parameter(key, nn.Parameter(own))
+                    trained = tensors[name].requires_grad
+                    holder.register_parameter(key, nn.Parameter(own, requires_grad=trained))
                 else:
                     holder.register_buffer(key, own)
             self.add_module(str(i), holder)

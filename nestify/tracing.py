@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from nestify.errors import CaptureError
 from nestify.rules import COPIES, op_name
 
-__all__ = ["align", "calls_of", "export_program", "is_library", "source_line"]
+__all__ = ["align", "calls_of", "export_program", "is_library", "source_line", "without_fast_path"]
 
 
 def export_program(
@@ -33,18 +33,23 @@ def export_program(
     Raises:
         CaptureError: the model cannot be traced.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(
-        False
-    )  # one fused op: right in eval, closed to analysis
     try:
-        with warnings.catch_warnings(), _quiet(), _dropouts_of_their_own():
+        with warnings.catch_warnings(), _quiet(), _dropouts_of_their_own(), without_fast_path():
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # torch.export raises many kinds; each becomes one clear message
         raise CaptureError(_explain(model, args, kwargs, error)) from error
+
+
+@contextlib.contextmanager
+def without_fast_path() -> Generator[None]:
+    """Attention by its parts: torch's one fused op for it in eval is closed to analysis."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 # These give back their very operand in eval, and the trace would take its later readers for theirs.

@@ -27,12 +27,18 @@ class FakeNested(nn.Module):
         self.weight = nn.Parameter(torch.zeros(2))
         self.space = SearchSpace(tuple(units))
         self.recipe = "fake"
-        self.graph = SimpleNamespace(original=None)
+        self.graph = SimpleNamespace(original=None, nodes=(), calls={}, batch=None)
         self.example_inputs = (torch.zeros(1),)
         self.example_kwargs: dict[str, Any] = {}
         self.importance = importance
         self.active = self.space.largest()
         self.extracted: list[Subnet] = []
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.named_parameters()
+
+    def forget_statistics(self) -> None:
+        """There are none."""
 
     @contextmanager
     def activate(self, subnet: Subnet) -> Iterator[FakeNested]:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
 
 from nestify.constraints import Value
 from nestify.cost import Cost
@@ -103,7 +105,7 @@ class Pricer:
     def _measured(self, subnet: Subnet, target: str) -> float:
         known = self._latency.get((subnet, target))
         if known is None and self._storage is not None:
-            known = self._storage.latency_ms(subnet, f"{target} of {_MACHINE}")
+            known = self._storage.latency_ms(subnet, self._clock(target))
         if known is None:
             known = self._timed(subnet, target)
         self._latency[subnet, target] = known
@@ -114,8 +116,17 @@ class Pricer:
         inputs, kwargs = self._nested.example_inputs, self._nested.example_kwargs
         latency_ms = self._targets[target].measure(slim, inputs, kwargs)
         if self._storage is not None:
-            self._storage.add_latency_ms(subnet, f"{target} of {_MACHINE}", latency_ms)
+            self._storage.add_latency_ms(subnet, self._clock(target), latency_ms)
         return latency_ms
+
+    def _clock(self, target: str) -> str:
+        """What a latency is of besides the subnet: where, and on which inputs."""
+        example = (self._nested.example_inputs, self._nested.example_kwargs)
+        leaves = (
+            f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, torch.Tensor) else repr(leaf)
+            for leaf in pytree.tree_leaves(example)
+        )
+        return f"{target} of {_MACHINE} on {', '.join(leaves)}"
 
     def front(self, scores: Mapping[Subnet, float], most: int) -> list[Subnet]:
         """Return points of the front of score and MACs, thinned evenly, and the cheapest subnet."""

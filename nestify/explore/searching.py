@@ -80,7 +80,8 @@ def search(
             and nothing is evaluated twice.
         batches: the data of an ``evaluate`` of two arguments; a list, or what fits in memory.
         calibrate: batches of inputs from which each subnet's BatchNorm statistics are
-            re-estimated before it is scored.
+            re-estimated before it is scored. What `NestedModel.calibrate` estimated before is
+            dropped.
         workers: how many processes evaluate; ``"ray"`` or ``"ray:N"`` for a Ray cluster.
         seed: for what is drawn.
         max_evaluations: how many subnets are scored at most; None for as many as the method wants.
@@ -145,6 +146,7 @@ def search(
 def _evaluating(nested: NestedModel) -> Generator[None]:
     was_training = nested.training
     nested.eval()
+    nested.forget_statistics()  # those of other data or weights would decide scores
     try:
         yield
     finally:

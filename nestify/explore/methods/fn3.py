@@ -31,6 +31,7 @@ _GENERATIONS = 4  # of candidates, each from the likely front of the last, befor
 _CHILDREN = 512  # a generation
 _OPTIMISM = 0.3  # standard deviations by which predictions are raised
 _IDLE = 5  # rounds in which nothing new is found, after which nothing is left
+_HUGE = 1e100  # beyond which squares of scores have no room
 _FITTED = 512  # scores that the model is fitted to, the latest
 
 Floats = NDArray[np.float64]
@@ -115,7 +116,7 @@ class _Search:
             if value is not None:
                 self._rows.append(row)
                 self._known_costs.append(cost)
-                self.scores.append(value)
+                self.scores.append(min(max(value, -_HUGE), _HUGE))
                 self._whole.append(whole)
 
     def _merits(self, costs: Floats) -> list[Merit]:
