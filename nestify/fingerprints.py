@@ -40,8 +40,12 @@ def fingerprint(nested: NestedModel) -> Fingerprint:
     """
     import torch
 
-    # Constants and buffers that are not saved decide what is computed as well.
-    tensors = sorted((dict(nested.named_tensors()) | nested.state_dict()).items())
+    from nestify.draws import BUFFER
+
+    # Constants and buffers that are not saved decide what is computed as well; what is drawn next
+    # does not.
+    unsaved = {name: tensor for name, tensor in nested.named_tensors() if name != BUFFER}
+    tensors = sorted((unsaved | nested.state_dict()).items())
     shapes = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in tensors]
     units = [(u.name, u.kind, list(u.choices)) for u in nested.space.units]
     structure = json.dumps([nested.recipe, units, shapes, list(_calls(nested.graph))])

@@ -105,3 +105,18 @@ def test_unknown_conventions_and_targets_are_refused() -> None:
         nestify.estimate(Mixed(), example_inputs=(X,), convention="tensorflow")
     with pytest.raises(nestify.UsageError, match="cpu"):
         nestify.estimate(Mixed(), example_inputs=(X,), target="tpu")
+
+
+def test_what_no_call_reads_costs_nothing() -> None:
+    class WithSpare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.spare = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 50)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x).relu())
+
+    nested = nestify.transform(WithSpare(), "fn3-neuron", (torch.randn(4, 6),))
+    for subnet in (nested.space.largest(), nested.space.smallest()):
+        extracted = sum(p.numel() for p in nested.extract(subnet).parameters())
+        assert nested.estimate([subnet]).row(0).params == extracted

@@ -311,6 +311,12 @@ def test_wrong_options_say_what_is_valid(options: str, words: str) -> None:
         nestify.transform(model, f"fn3-layer{{{options}}}", inputs)
 
 
+def test_a_block_has_one_unit() -> None:
+    model, inputs = setting(Stage)
+    with pytest.raises(nestify.UsageError, match="drop the same blocks"):
+        nestify.transform(model, "fn3-layer+fn3-layer{per=stage}", inputs)
+
+
 def test_a_kept_set_of_blocks_is_checked() -> None:
     model, inputs = setting(Encoder)
     nested = nestify.transform(model, "fn3-layer", inputs)

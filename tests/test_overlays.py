@@ -163,3 +163,11 @@ def test_wrong_scaling() -> None:
     with pytest.raises(nestify.UsageError, match="none, expected, conditional"):
         nested.scaling = "beta"
     assert nested.scaling == "none"
+
+
+def test_frozen_norms_stay_frozen_where_they_switch() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 5, 3))
+    model[1].weight.requires_grad_(False)
+    nested = nestify.transform(model, "fn3-channel", (torch.randn(2, 3, 8, 8),))
+    trained = {k: p.requires_grad for k, p in nested.switch_norms([0.5, 1.0]).named_parameters()}
+    assert trained == {"0.1:weight": False, "0.1:bias": True, "1.1:weight": False, "1.1:bias": True}

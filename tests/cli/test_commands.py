@@ -154,6 +154,18 @@ def test_verify_in_float64_leaves_onnxruntime_out(run: Run, folder: Path) -> Non
     assert "allowed is 1e-10" in result.stdout
 
 
+def test_verify_knows_the_fast_path_of_attention(run: Run, folder: Path) -> None:
+    (folder / "encoder.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)\n"
+        "encoder = nn.TransformerEncoder(layer, 2)\n"
+        "model = nn.Sequential(nn.Linear(6, 16), encoder, nn.Linear(16, 3))\n"
+        "example_inputs = torch.randn(3, 7, 6)\n"
+    )
+    result = run("verify", "encoder.py", "--subnets", "1")
+    assert result.code == 0, result.stderr
+
+
 def test_verify_fails_where_the_forms_differ(folder: Path) -> None:
     change = (
         "from nestify.nested import NestedModel\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import nestify
 from nestify import targets
 from nestify.errors import CaptureError, InfeasibleError, UsageError
 from nestify.explore import METHODS, fidelity, search
@@ -207,6 +210,48 @@ def test_latency_is_measured_on_the_front_only() -> None:
     nested = chain(9)
     run(nested, max_evaluations=300)
     assert len(nested.extracted) <= 26
+
+
+def test_a_latency_is_of_the_inputs_it_was_measured_on(tmp_path: Path) -> None:
+    nested, found = chain(2), []
+    for inputs in (torch.zeros(1), torch.zeros(1), torch.zeros(8)):
+        nested.example_inputs = (inputs,)
+        plan = run(nested, storage=tmp_path / "scores.db", max_evaluations=3)
+        found.append(plan.points[0].cost.latency_ms)
+    assert found[0] == found[1] != found[2]
+
+
+def test_statistics_of_before_decide_no_score() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 1, 8, 8)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 3)).eval()
+
+    def scores(nested: nestify.NestedModel, **options: Any) -> list[float]:
+        def score(model: nn.Module) -> float:
+            with torch.no_grad():
+                return float(model(x).square().mean())
+
+        options |= {"target": "sim", "method": "uniform", "max_evaluations": 4}
+        return [point.score for point in search(nested, score, **options).points]
+
+    nested = nestify.transform(net, "fn3-channel", (x,))
+    found = [scores(nested, calibrate=data) for data in ([x], [5 * x + 3], None)]
+    fresh = [
+        scores(nestify.transform(net, "fn3-channel", (x,)), calibrate=data)
+        for data in ([x], [5 * x + 3], None)
+    ]
+    assert found == fresh
+    assert found[0] != found[1] != found[2]
+
+
+def test_scores_whose_squares_overflow_end_a_search() -> None:
+    nested = chain(3)
+
+    def failing(model: nn.Module) -> float:
+        active = cast(FakeNested, model).active
+        return -sys.float_info.max if min(active.values()) < 3 else 1.0
+
+    assert len(run(nested, evaluate=failing, max_evaluations=24).points) > 3
 
 
 def test_latency_constraints_are_met_by_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
