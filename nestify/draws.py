@@ -180,16 +180,30 @@ class Draws:
                 self._drawn[seed, step] = draw_subnet(units, numbers)
         return [self._drawn[step] for step in steps]
 
-    def for_call(self, units: Sequence[Unit], inputs: Iterable[Any]) -> Subnet:
-        """The subnet of one forward: a new one, or that of before where a checkpoint recomputes it.
+    def for_call(
+        self, inputs: Iterable[Any], fixed: Subnet | None, draw: Callable[[], Subnet]
+    ) -> Subnet:
+        """The subnet of one forward: ``fixed`` or a new one, or that of before where a checkpoint
+        recomputes it.
 
         ``torch.utils.checkpoint`` runs a forward again inside of backward, on the same inputs.
+
+        Raises:
+            UsageError: a draw is wanted inside of backward, on inputs of no forward before.
         """
         key = tuple(t.data_ptr() for t in inputs if isinstance(t, torch.Tensor))
         # The only sign of a recomputation that both kinds of checkpoint give.
-        if torch._C._current_graph_task_id() != -1 and key in self._recent:  # pyright: ignore[reportPrivateUsage]
-            return self._recent[key]
-        subnet = self.next(units)
+        if torch._C._current_graph_task_id() != -1:  # pyright: ignore[reportPrivateUsage]
+            found = self._recent.get(key, fixed)
+            if found is None:
+                raise UsageError(
+                    "a checkpoint recomputes the nested model on inputs that it cannot know again, "
+                    "so it would run another subnet than before; checkpoint the nested model "
+                    "itself, or call nested.draw() first and activate that subnet inside of what "
+                    "is checkpointed"
+                )
+            return found
+        subnet = draw() if fixed is None else fixed
         self._recent[key] = subnet
         self._recent.move_to_end(key)
         if len(self._recent) > _RECENT:

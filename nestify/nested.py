@@ -131,11 +131,10 @@ class NestedModel(nn.Module):
 
     def subnet_of_call(self, inputs: Iterable[Any]) -> Subnet:
         """The subnet that a forward on these inputs runs: in training a new draw."""
-        if self._active is not None:
-            return self._active
-        if not self.training:
-            return self.space.largest()
-        return self._note(self.draws.for_call(self._drawable, inputs))
+        fixed = self._active
+        if fixed is None and not self.training:
+            fixed = self.space.largest()
+        return self.draws.for_call(inputs, fixed, self.draw)
 
     def draw(self) -> Subnet:
         """Draw the subnet of a training step; forwards in training do so by themselves."""

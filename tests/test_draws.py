@@ -234,6 +234,47 @@ def test_a_checkpoint_recomputes_the_same_subnet(reentrant: bool) -> None:
         assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_recomputes_the_subnet_that_was_active(reentrant: bool) -> None:
+    nested = make()
+    x = torch.randn(4, 6, requires_grad=True)
+    grads = []
+    for wrapped in (False, True):
+        nested.zero_grad()
+        with nested.activate(nested.space.at(0.3)):
+            out = checkpoint(nested, x, use_reentrant=reentrant) if wrapped else nested(x)
+        out.square().sum().backward()
+        grads.append([p.grad.clone() for p in nested.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_around_the_model_needs_a_subnet(reentrant: bool) -> None:
+    nested, stem = make(), torch.nn.Linear(6, 6)
+    x = torch.randn(4, 6, requires_grad=True)
+
+    def around(x: torch.Tensor) -> torch.Tensor:
+        return nested(stem(x))
+
+    out = checkpoint(around, x, use_reentrant=reentrant)
+    taken = [torch.empty(4, 6) for _ in range(64)]  # so that the inputs come to lie elsewhere
+    with pytest.raises(nestify.UsageError, match="checkpoint the nested model itself"):
+        out.square().sum().backward()
+    del taken
+    subnet = nested.draw()
+
+    def fixed(x: torch.Tensor) -> torch.Tensor:
+        with nested.activate(subnet):
+            return nested(stem(x))
+
+    grads = []
+    for way in (fixed, lambda x: checkpoint(fixed, x, use_reentrant=reentrant)):
+        nested.zero_grad()
+        way(x).square().sum().backward()
+        grads.append([p.grad.clone() for p in nested.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 # --- among ranks ----------------------------------------------------------------------------------
 
 
