@@ -27,6 +27,8 @@ __all__ = ["Program"]
 
 _NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
 
+_BAKED = (bool, int, float, complex, str, type(None))  # inputs whose values a trace takes over
+
 
 class Program:
     """The captured graph, ready to be bound to subnets and run on any module tree that holds its
@@ -92,19 +94,37 @@ class Program:
     def flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The inputs of a call in a row.
 
+        Keyword arguments may come in any order.
+
         Raises:
-            UsageError: their structure is not that of the example inputs.
+            UsageError: their structure, or a value that is no tensor, is not that of the example
+                inputs.
         """
         if len(args) == self._takes_tensors and not kwargs:
             if all(isinstance(arg, torch.Tensor) for arg in args):
                 return list(args)  # a call of a small network is short: pytree takes a part of it
+        names = self.graph.capture.example_kwargs
+        if kwargs.keys() == names.keys():
+            kwargs = {name: kwargs[name] for name in names}
         flat, spec = pytree.tree_flatten((args, kwargs))
         if spec != self.graph.capture.in_spec:
             raise UsageError(
                 "inputs must have the structure of the example inputs, "
                 f"{self.graph.capture.in_spec}; got {spec}"
             )
+        for node, given, known in zip(self.inputs, flat, self._examples, strict=True):
+            other = isinstance(given, torch.Tensor) or given != known
+            if isinstance(known, _BAKED) and given is not known and other:
+                raise UsageError(
+                    f"input {node.name} was {known!r} when the model was captured, which is a part "
+                    f"of the graph; got {given!r}. Capture again with that value"
+                )
         return flat
+
+    @cached_property
+    def _examples(self) -> list[Any]:
+        capture = self.graph.capture
+        return pytree.tree_leaves((capture.example_inputs, dict(capture.example_kwargs)))
 
     def batch_size(self, flat: Sequence[Any]) -> int:
         """The batch size of these inputs; 0 where the graph has no batch."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import nestify
 from nestify.capture import capture
 from nestify.errors import NestifyWarning
 from tests.capture.serving import assert_equal, assert_serves, nest
@@ -195,6 +196,45 @@ def test_a_training_branch_that_cannot_be_traced_is_reported() -> None:
     with pytest.warns(NestifyWarning, match="in training mode.*test_forward.py"):
         captured = capture(RandomBranch(), (torch.randn(2, 6),))
     assert captured.mode_args == {("dropout", "train"): True}
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.sign(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0]
+
+
+class Straight(nn.Module):
+    """A gradient that the forward does not have: by a function of its own, or by detach."""
+
+    def __init__(self, function: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.function = nn.Linear(6, 8), nn.Linear(8, 4), function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.gelu(self.a(x))
+        return self.b(Sign.apply(h) if self.function else h + (torch.sign(h) - h).detach())
+
+
+def test_a_gradient_that_is_not_captured_is_reported() -> None:
+    with pytest.warns(NestifyWarning, match="the backward of Sign, an autograd.Function"):
+        nest(Straight(function=True), torch.randn(2, 6))
+
+
+def test_what_is_advised_instead_has_the_gradient() -> None:
+    torch.manual_seed(0)
+    model, x = Straight(function=False), torch.randn(2, 6)
+    nested = nestify.transform(model, "fn3-neuron{where=all}", (x,)).train()
+    model(x).sum().backward()
+    with nested.activate(nested.space.largest()):
+        nested(x).sum().backward()
+    expected = model.a.weight.grad
+    assert expected is not None and expected.abs().sum() > 0
+    torch.testing.assert_close(nested.get_parameter("a.weight").grad, expected)
 
 
 def test_no_second_trace_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
