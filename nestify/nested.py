@@ -165,6 +165,8 @@ class NestedModel(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """The tensors that ``subnet`` has of its own, by name."""
         shared, switch = self.named_tensors, self.switchable_norms
+        if not training:
+            self._overlays.follow(self.parameters())
         return self._overlays.of(subnet, training, shared, switch, statistics)
 
     @property
@@ -230,9 +232,11 @@ class NestedModel(nn.Module):
                 norms.close_batch()
         full = dict(self.named_tensors()) | self.own_tensors(whole, statistics=False)
         self._overlays.note(whole, self.keep(whole), full, norms.averages_of_batches())
+        self._overlays.follow(self.parameters(), same=True)
 
     def is_calibrated(self, subnet: Mapping[str, int]) -> bool:
         """Whether :meth:`calibrate` has statistics of ``subnet``."""
+        self._overlays.follow(self.parameters())
         return self._overlays.has_statistics(self.space.complete(subnet))
 
     def forget_statistics(self) -> None:
@@ -322,6 +326,7 @@ class NestedModel(nn.Module):
             reestimate_batch_norm(slim, calibrate)
             if whole is not None:
                 self._overlays.note(whole, keep, tensors, dict(slim.named_buffers()))
+                self._overlays.follow(self.parameters(), same=True)
         if as_original_class:
             original = self.graph.capture.model
             return in_original_class(original, slim, self.example_inputs, self.example_kwargs)
@@ -365,6 +370,7 @@ class NestedModel(nn.Module):
         own = {key: value for key, value in self.__dict__.items() if key != "_reuse"}
         twin.__dict__ = {key: copy.deepcopy(value, memo) for key, value in own.items()}
         twin._reuse = None
+        twin._overlays.follow(twin.parameters(), same=True)
         return twin
 
 

@@ -7,7 +7,7 @@ BatchNorm statistics that were re-estimated for it, norms that switch with the s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -37,6 +37,7 @@ class Overlays:
         self.scaling = "none"
         self._statistics: OrderedDict[Subnet, Mapping[str, torch.Tensor]] = OrderedDict()
         self._tokens: dict[Subnet, Mapping[str, Hashable]] = {}
+        self._written = 0
 
     def of(
         self,
@@ -111,6 +112,17 @@ class Overlays:
         """Drop all statistics: the weights change from now on."""
         self._statistics.clear()
         self._tokens.clear()
+
+    def follow(self, weights: Iterable[nn.Parameter], *, same: bool = False) -> None:
+        """Drop the statistics where the weights were written since: without train(), as an average
+        of weights is. ``same``: they are a copy of those of before.
+        """
+        if not self._statistics and not same:
+            return
+        written = sum(0 if weight.is_inference() else weight._version for weight in weights)
+        if written != self._written and not same:
+            self.forget()
+        self._written = written
 
     def has_statistics(self, subnet: Subnet) -> bool:
         """Whether statistics of ``subnet`` are kept."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,6 +70,19 @@ def test_statistics_are_forgotten_when_weights_change(event: str) -> None:
         else:
             nested.load_state_dict(nested.state_dict())
         assert torch.equal(nested(batches[0]), plain)
+
+
+def test_statistics_are_of_the_weights_they_were_estimated_with() -> None:
+    nested, batches = conv_net()
+    small, large = nested.space.smallest(), nested.space.largest()
+    nested.eval().calibrate(small, batches)
+    assert copy.deepcopy(nested).is_calibrated(small)
+    with torch.no_grad():  # as an average of weights is written, in eval
+        next(nested.parameters()).mul_(2)
+    assert not nested.is_calibrated(small)
+    nested.calibrate(large, batches)
+    assert nested.is_calibrated(large)
+    assert not nested.is_calibrated(small)
 
 
 # --- switchable norms -----------------------------------------------------------------------------
