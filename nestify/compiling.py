@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from nestify.errors import UsageError
 from nestify.groups import Graph, analyse
 from nestify.inputs import infer_inputs
 from nestify.nested import NestedModel
-from nestify.passes import calibrated, parse_recipe
+from nestify.passes import Pass, calibrated, parse_recipe, without_data
 
-__all__ = ["trace", "transform"]
+__all__ = ["remade", "trace", "transform"]
 
 
 def trace(
@@ -74,6 +74,27 @@ def transform(
         CaptureError: the model cannot be captured.
     """
     passes = calibrated(parse_recipe(recipe), calibration, loss)
+    return _nested(model, recipe, passes, example_inputs, example_kwargs)
+
+
+def remade(
+    model: nn.Module,
+    recipe: str,
+    example_inputs: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any],
+) -> NestedModel:
+    """What :func:`transform` made of ``model`` with any data, but for the values of its tensors."""
+    passes = without_data(parse_recipe(recipe))
+    return _nested(model, recipe, passes, example_inputs, example_kwargs)
+
+
+def _nested(
+    model: nn.Module,
+    recipe: str,
+    passes: Sequence[Pass],
+    example_inputs: tuple[Any, ...] | None,
+    example_kwargs: Mapping[str, Any] | None,
+) -> NestedModel:
     graph = trace(model, example_inputs, example_kwargs)
     for step in passes:
         graph = step.apply(graph)

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+import cloudpickle
 import torch
 from torch import nn
 
@@ -172,6 +173,7 @@ def _run_file(path: Path) -> ModuleType:
     except CaptureError:
         del sys.modules[name]
         raise
+    cloudpickle.register_pickle_by_value(module)  # no worker can import it by that name
     return module
 
 

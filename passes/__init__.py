@@ -10,13 +10,13 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.options import read_options, split_options
 
-__all__ = ["PASSES", "Pass", "calibrated", "parse_recipe"]
+__all__ = ["PASSES", "Pass", "calibrated", "parse_recipe", "without_data"]
 
 
 class Pass(Protocol):
@@ -29,6 +29,15 @@ class Pass(Protocol):
 
     def apply(self, graph: Graph) -> Graph:
         """Return the graph with the pass's change; ``graph`` itself stays as it is."""
+        ...
+
+
+@runtime_checkable
+class _Reads(Protocol):
+    """A pass that may read data."""
+
+    def without_data(self) -> Pass:
+        """Return the pass that makes the same graph without any."""
         ...
 
 
@@ -81,6 +90,11 @@ def calibrated(
         return dataclasses.replace(step, **chosen) if chosen else step
 
     return tuple(map(given, passes, fields))
+
+
+def without_data(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """The passes as they make the same graph, with other values in its tensors, from no data."""
+    return tuple(step.without_data() if isinstance(step, _Reads) else step for step in passes)
 
 
 def _parse_pass(text: str, recipe: str) -> Pass:

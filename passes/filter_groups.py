@@ -79,6 +79,13 @@ class FilterGroups:
             raise UsageError("sizes=free needs init=project: data must say which sizes are good")
         GroupMap.parse(self.groups)
 
+    def without_data(self) -> FilterGroups:
+        """The pass that makes the same graph, its weights not fitted to data; sizes that are chosen
+        from data are chosen from the example inputs.
+        """
+        fits = self.init == "project" and self.sizes == "equal"
+        return replace(self, init="extract" if fits else self.init, calibration=None)
+
     def degree(self, stage: int) -> int:
         """How many filter groups the convolutions of a stage get; stages count from 0."""
         raise NotImplementedError

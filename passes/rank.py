@@ -9,7 +9,7 @@ their order: which comes first is part of the function.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from nestify.compare import LIMITS, relative_error
@@ -44,6 +44,10 @@ class Rank:
 
     def __post_init__(self) -> None:
         check_method(self.by)
+
+    def without_data(self) -> Rank:
+        """The pass that makes the same graph of weights alone, in another order."""
+        return replace(self, by="magnitude", calibration=None, loss=None)
 
     def apply(self, graph: Graph) -> Graph:
         """Put the positions of every group of ``graph`` in order.

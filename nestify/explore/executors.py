@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from nestify.errors import UsageError
+from nestify.errors import CaptureError, UsageError
 from nestify.processes import end_with_parent
 
 if TYPE_CHECKING:
@@ -103,10 +105,14 @@ class _Processes:
 
             begin = partial(_begin, os.getpid(), pack(self._evaluator), _threads(self._workers))
             self._pool = ProcessPoolExecutor(self._workers, initializer=begin)
-        futures = {self._pool.submit(_evaluate, dict(t.subnet), t.part): t for t in tasks}
+        futures: dict[Any, Task] = {}
         try:
+            for task in tasks:
+                futures[self._pool.submit(_evaluate, dict(task.subnet), task.part)] = task
             for future in as_completed(futures):
                 yield Result(futures[future], *future.result())
+        except BrokenProcessPool as error:
+            raise _died(error) from error
         finally:
             for future in futures:
                 future.cancel()
@@ -114,6 +120,16 @@ class _Processes:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, kill_workers=True)
+
+
+def _died(error: BrokenProcessPool) -> CaptureError:
+    """What a person can do about a worker that is gone."""
+    codes = re.search(r"exit codes of the workers are \{(.*)\}", str(error))
+    return CaptureError(
+        f"a worker process died{f' ({codes[1]})' if codes else ''} while it scored subnets: "
+        "evaluate ended the process or crashed it, or memory ran out; try workers=1, or fewer "
+        "workers"
+    )
 
 
 _worker: Any = None

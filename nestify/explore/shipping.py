@@ -19,11 +19,12 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from nestify.compiling import transform
-from nestify.errors import UsageError
+from nestify.compiling import remade
+from nestify.errors import NestifyError, UsageError
 from nestify.explore.evaluators import Evaluator
 from nestify.fingerprints import fingerprint
 from nestify.nested import NestedModel
+from nestify.usercode import describe
 
 __all__ = ["Worker", "pack"]
 
@@ -46,19 +47,42 @@ def pack(evaluator: Evaluator) -> bytes:
 
 
 class Worker:
-    """Evaluates subnets on the far side; one a process."""
+    """Evaluates subnets on the far side; one a process.
+
+    What fails at its start is raised by `run`: of a worker that never began, pools and clusters say
+    no more than that it died.
+    """
 
     def __init__(self, packed: bytes, threads: int) -> None:
         torch.set_num_threads(threads)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the near side has shown them
-            self._evaluator: Evaluator = pickle.loads(packed)
-        self._reuse = self._evaluator.reusing()
-        self._reuse.__enter__()
+        self._evaluator: Evaluator | NestifyError
+        try:
+            self._evaluator = _unpacked(packed)
+            self._reuse = self._evaluator.reusing()
+            self._reuse.__enter__()
+        except NestifyError as error:
+            self._evaluator = error
+        except Exception as error:  # whatever the user's objects raise
+            self._evaluator = UsageError(
+                f"a worker could not take over the model or its evaluate ({describe(error)}); use "
+                "workers=1, or make what fails there inside the function"
+            )
 
     def run(self, subnet: Mapping[str, int], part: int) -> tuple[Any, float]:
-        """The samples of one part of the data, and the seconds that they took."""
+        """The samples of one part of the data, and the seconds that they took.
+
+        Raises:
+            NestifyError: the evaluation failed, or already the start of this worker.
+        """
+        if isinstance(self._evaluator, NestifyError):
+            raise self._evaluator
         return self._evaluator.timed(subnet, part)
+
+
+def _unpacked(packed: bytes) -> Evaluator:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the near side has shown them
+        return pickle.loads(packed)
 
 
 class _Pickler(cloudpickle.Pickler):
@@ -99,8 +123,7 @@ def _rebuilt(
     scaling: str,
     switched: Sequence[Mapping[str, int]] | None,
 ) -> NestedModel:
-    # Passes that read data get the example inputs: what they found lies in the tensors.
-    nested = transform(model, recipe, inputs, kwargs, calibration=[(inputs,)])
+    nested = remade(model, recipe, inputs, kwargs)  # what passes found in data lies in the tensors
     if switched is not None:
         nested.switch_norms(switched)
     if fingerprint(nested).structure != structure:
