@@ -122,7 +122,7 @@ class _Processes:
             self._pool.shutdown(wait=True, kill_workers=True)
 
 
-def _died(error: BrokenProcessPool) -> CaptureError:
+def _died(error: Exception) -> CaptureError:
     """What a person can do about a worker that is gone."""
     codes = re.search(r"exit codes of the workers are \{(.*)\}", str(error))
     return CaptureError(
@@ -186,9 +186,17 @@ class _Ray:
         while running:
             (ready, *_), _ = self._ray.wait(list(running), num_returns=1)
             actor, task = running.pop(ready)
-            samples, seconds = self._ray.get(ready)
-            yield Result(task, samples, seconds)
+            yield Result(task, *self._got(ready))
             give(actor)
+
+    def _got(self, ready: Any) -> tuple[Samples, float]:
+        raised = self._ray.exceptions
+        try:
+            return self._ray.get(ready)
+        except raised.RayTaskError as error:
+            raise error.cause from None  # its own message is a whole traceback
+        except raised.RayActorError as error:
+            raise _died(error) from error
 
     def _start(self) -> None:
         from nestify.explore.shipping import pack

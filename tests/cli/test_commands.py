@@ -73,6 +73,25 @@ def test_plan_shows_a_table(run: Run, folder: Path) -> None:
     assert "loading model.py" in result.stderr
 
 
+def test_plan_of_workers_takes_what_the_file_defines(run: Run, folder: Path) -> None:
+    text = MODEL + (
+        "class Own(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.body = body\n"
+        "    def forward(self, x):\n"
+        "        return self.body(x)\n"
+        "body, model = model, None\n"
+        "model = Own()\n"
+        "def evaluate(net):\n"
+        "    return float(sum(net.active.values()))\n"
+    )
+    (folder / "model.py").write_text(text)
+    result = run("plan", "model.py", "--evaluations", "4", "--workers", "2", "--json")
+    assert result.code == 0, result.stderr
+    assert json.loads(result.stdout)["full"]["score"] == 32 + 24
+
+
 def test_plan_uses_the_evaluate_of_the_file(run: Run, folder: Path) -> None:
     text = MODEL + (
         "def evaluate(net):\n"
