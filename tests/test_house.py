@@ -42,7 +42,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "capture",
     ),
     "groups": ("batches", "blocks", "groups"),
-    "slicing": ("slicing", "keeping", "polynomials", "depth", "rewriting"),
+    "slicing": ("slicing", "keeping", "polynomials", "aliasing", "depth", "rewriting"),
     "cost": ("modules", "peaks", "cost"),
     "targets": ("targets",),
     "networks": (
@@ -56,7 +56,6 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "overlays",
         "masked",
         "layouts",
-        "aliasing",
         "running",
         "program",
         "bindings",
