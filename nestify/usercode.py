@@ -12,6 +12,9 @@ import torch
 
 from nestify.errors import CaptureError, NestifyError
 
+_INSTALLED = ("<frozen", "site-packages", "dist-packages", str(Path(torch.__file__).parent))
+_LIBRARIES = (str(Path(__file__).parent), str(Path(traceback.__file__).parent))
+
 
 def kind_of(value: Any) -> str:
     """Name what ``value`` is, for an error message.
@@ -48,16 +51,18 @@ def describe(error: BaseException) -> str:
     said = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({Path(error.filename).name}:{error.lineno})"
-    ours = str(Path(__file__).parent)
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if _is_theirs(f.filename, ours)]
+    theirs = [f for f in traceback.extract_tb(error.__traceback__) if is_theirs(f.filename)]
     if not theirs:
         return said
     last = theirs[-1]
     return f"{said} ({Path(last.filename).name}:{last.lineno}: {(last.line or '').strip()})"
 
 
-def _is_theirs(filename: str, ours: str) -> bool:
-    outside = ("<frozen", "site-packages", str(Path(torch.__file__).parent))
-    standard = str(Path(traceback.__file__).parent)
-    return not filename.startswith((ours, standard)) and not any(o in filename for o in outside)
+def is_theirs(filename: str) -> bool:
+    """Whether a file is the user's: neither nestify's nor of an installed or standard library.
+
+    Example:
+        >>> is_theirs("/home/me/train.py"), is_theirs(__file__)
+        (True, False)
+    """
+    return not filename.startswith(_LIBRARIES) and not any(o in filename for o in _INSTALLED)

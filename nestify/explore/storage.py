@@ -89,7 +89,10 @@ class Storage:
             )
 
     def _one(self, query: str, values: tuple[Any, ...] = ()) -> Any:
-        return self._file.execute(query, values).fetchone()
+        try:
+            return self._file.execute(query, values).fetchone()
+        except sqlite3.Error as error:
+            raise self._refused(str(error)) from error
 
     def _refused(self, why: str) -> ArtifactError:
         return ArtifactError(

@@ -127,6 +127,31 @@ def test_damaged_rows_are_refused(tmp_path: Path, packed: object) -> None:
             storage.samples(S, 0)
 
 
+@pytest.mark.parametrize("table", ["scores", "latencies"])
+def test_damaged_files_are_refused(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "search.db"
+    with opened(path) as storage:
+        with closing(sqlite3.connect(path)) as file:
+            file.execute(f"DROP TABLE {table}")
+            file.commit()
+        with pytest.raises(ArtifactError, match=f"search.db is refused: no such table: {table}"):
+            (storage.samples(S, 0), storage.latency_ms(S, "cpu"))
+
+
+def test_overwritten_pages_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "search.db"
+    with opened(path) as storage:
+        storage.add(S, 0, np.ones(1), 0.1)
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with opened(path) as storage:
+        for read in (lambda: storage.samples(S, 0), lambda: storage.latency_ms(S, "cpu")):
+            with pytest.raises(ArtifactError, match=r"search.db is refused: .*malformed"):
+                read()
+        with pytest.raises(ArtifactError, match=r"search.db is refused: .*malformed"):
+            len(storage)
+
+
 def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nestify.explore.storage._MOST_BYTES", 1024)
     with opened(tmp_path / "search.db") as storage:
