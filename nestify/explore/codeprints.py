@@ -1,28 +1,43 @@
 """Hashes of functions and data, so that stored scores are used for the evaluator they came from.
 
-A function is its bytecode, its constants, defaults, closure, and the functions and plain values of
-its own module that it names; data are their values. What has neither (an open file, a socket)
-counts by its type. A change in a library that a function calls is not seen: name the evaluator, or
-its version, where that matters.
+A function is its bytecode, its constants, defaults, closure, and whatever of its module it names; a
+class is its methods and attributes; data are their values, and any other object is what pickle
+would take of it. Functions and classes of libraries go by name, so that a change in a library is
+not seen: name the evaluator, or its version, where that matters.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import copyreg
+import dis
 import hashlib
-import inspect
-from collections.abc import Mapping
-from types import CodeType, FunctionType, MethodType, ModuleType
+import sys
+import threading
+import warnings
+import weakref
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch._ops import OperatorBase
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from nestify.errors import UsageError
+from nestify.fingerprints import fingerprint
+from nestify.nested import NestedModel
+from nestify.usercode import is_theirs, kind_of
 
 __all__ = ["codeprint"]
 
-_DEPTH = 12
+_MOST = 4_000_000  # objects; what holds more is refused rather than waited for
+_NAMED = 3  # variables of the path to what is refused that the message shows
 _PLAIN = (str, bytes, int, float, complex, bool, type(None))
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))  # no score depends on them
+_ROOTS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF")
+_ROOTS_IN_CLASSES = ("LOAD_FROM_DICT_OR_GLOBALS", "LOAD_FROM_DICT_OR_DEREF")  # Python >= 3.12
 
 
 def codeprint(value: Any) -> str:
@@ -32,116 +47,295 @@ def codeprint(value: Any) -> str:
     True
     >>> codeprint([torch.zeros(2)]) == codeprint([torch.ones(2)])
     False
+
+    Raises:
+        UsageError: something in it has a state that cannot be told, as a generator or an open file.
     """
-    digest = hashlib.sha256()
-    _Print(digest).add(value, 0)
-    return digest.hexdigest()
+    made = _Print(ChainMap(), [], [])
+    try:
+        made.add(value)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever the user's objects raise, and cycles too deep to follow
+        raise made.refusal(value) from error
+    return made.digest()
 
 
 class _Print:
-    def __init__(self, digest: Any) -> None:
-        self._digest = digest
-        self._seen: dict[int, int] = {}
-        self._alive: list[Any] = []  # what is seen must not make room for another of its id
+    """One hash; those of a set's items share all but ``seen``, which each has on its own."""
 
-    def add(self, value: Any, depth: int) -> None:
-        if isinstance(value, _PLAIN):
+    def __init__(self, seen: ChainMap[int, str], alive: list[Any], path: list[str]) -> None:
+        self._hash = hashlib.sha256()
+        self._seen = seen
+        self._alive = alive  # what is seen must not make room for another of its id
+        self._path = path  # the variables that lead to what is being added, for messages
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def refusal(self, value: Any) -> UsageError:
+        path = self._path[: -_NAMED - 1 : -1]
+        where = f" (`{'` of `'.join(path)}`)" if path else ""
+        return UsageError(
+            f"scores of this evaluate cannot be told from those of another: {kind_of(value)}"
+            f'{where} has a state that cannot be read; pass evaluator="a name" of your own to '
+            "search, and another name whenever the evaluate or its data change"
+        )
+
+    def add(self, value: Any) -> None:
+        if type(value) in _PLAIN:
             self._say(type(value).__name__, repr(value))
-        elif isinstance(value, torch.Tensor):
-            self._tensor(value)
-        elif isinstance(value, np.ndarray):
-            self._say("array", value.dtype.str, str(value.shape))
-            self._digest.update(np.ascontiguousarray(value).tobytes())
-        elif isinstance(value, ModuleType | type):
-            self._say("named", getattr(value, "__module__", ""), value.__name__)
+        elif isinstance(value, ModuleType):
+            self._say("named", value.__name__)
+        elif type(value) is tuple or isinstance(value, CodeType):
+            # Never "again": which constants of a program are one object is up to the compiler.
+            self._hold(value)
+            self._compound(value)
         elif id(value) in self._seen:
-            self._say("again", str(self._seen[id(value)]))
-        elif depth > _DEPTH:
-            self._say("deep", type(value).__qualname__)
+            self._say("again", self._seen[id(value)])
         else:
-            self._seen[id(value)] = len(self._seen)
-            self._alive.append(value)
-            self._compound(value, depth + 1)
+            self._hold(value)
+            self._seen[id(value)] = f"{len(self._seen.maps)}.{len(self._seen.maps[0])}"
+            self._compound(value)
+
+    def _hold(self, value: Any) -> None:
+        self._alive.append(value)
+        if len(self._alive) > _MOST:
+            raise self.refusal(value)
 
     def _say(self, *words: str) -> None:
         for word in words:
-            raw = word.encode()
-            self._digest.update(f"{len(raw)}:".encode() + raw)
+            self._bytes(word.encode(errors="surrogatepass"))
+
+    def _bytes(self, raw: bytes | memoryview) -> None:
+        self._hash.update(f"{len(raw)}:".encode())
+        self._hash.update(raw)
+
+    def _compound(self, value: Any) -> None:
+        kind = type(value)
+        if kind in (list, tuple):
+            self._say(kind.__name__, str(len(value)))
+            for item in value:
+                self.add(item)
+        elif kind in (dict, MappingProxyType):
+            self._mapping(value)
+        elif kind in (set, frozenset):
+            self._say("set", *sorted(self._item(item) for item in value))
+        elif isinstance(value, FunctionType):
+            self._function(value)
+        elif isinstance(value, CodeType):
+            self._code(value)
+        elif isinstance(value, type):
+            self._class(value)
+        elif isinstance(value, torch.Tensor):
+            self._tensor(value)
+        elif kind is np.ndarray:
+            self._array(value)
+        elif isinstance(value, NestedModel):
+            prints = fingerprint(value)
+            self._say("nested", prints.structure, prints.weights, repr(value), value.scaling)
+        else:
+            self._object(value)
+
+    def _item(self, item: Any) -> str:
+        """The hash of an item of a set, for which its place in the set must not matter."""
+        made = _Print(self._seen.new_child(), self._alive, self._path)
+        made.add(item)
+        return made.digest()
+
+    def _mapping(self, values: Mapping[Any, Any]) -> None:
+        self._say("each", str(len(values)))
+        for key, item in values.items():
+            self.add(key)
+            self.add(item)
+
+    # --- code -------------------------------------------------------------------------------------
+
+    def _function(self, value: FunctionType) -> None:
+        ours = is_theirs(value.__code__.co_filename)
+        if not ours and _is_found(value):
+            self._say("named", *_label(value))
+            return
+        self._say("function", value.__qualname__.rpartition(".")[2])
+        self._add_all(value.__defaults__, value.__kwdefaults__, vars(value))
+        cells = _cells(value)
+        for name, found in cells.items():
+            self._variable(name, found)
+        if ours:
+            self._code(value.__code__)
+            self._named_in(value, cells)
+        else:  # made by a library's decorator: what it wraps is in the cells
+            self._say(str(value.__globals__.get("__name__")), value.__code__.co_qualname)
+
+    def _named_in(self, function: FunctionType, cells: Mapping[str, Any]) -> None:
+        """What the code of ``function`` names of its module, and of the modules that it names."""
+        for path in sorted(_paths(function.__code__)):
+            root = path[0]
+            if root in cells:
+                found = cells[root]
+            elif root in function.__globals__:
+                found = function.__globals__[root]
+                self._variable(root, found)
+            else:
+                continue  # a builtin, or not there yet
+            if isinstance(found, ModuleType):
+                self._attribute(found, path)
+
+    def _attribute(self, module: ModuleType, path: tuple[str, ...]) -> None:
+        owner, found = module, module
+        for name in path[1:]:
+            if isinstance(found, ModuleType):
+                owner, found = found, getattr(found, name, None)
+        if not _is_library(owner.__name__) or isinstance(found, FunctionType | type | ModuleType):
+            self._variable(".".join(path), found)
+        elif callable(found):
+            self._say("named", *_label(found))
+
+    def _variable(self, name: str, value: Any) -> None:
+        self._say("variable", name)
+        self._path.append(name)
+        self.add(value)
+        self._path.pop()
+
+    def _code(self, code: CodeType) -> None:
+        self._bytes(code.co_code)
+        self._bytes(code.co_exceptiontable)
+        self._say("names", *code.co_names, "varnames", *code.co_varnames)
+        self.add(code.co_consts)
+
+    def _class(self, kind: type) -> None:
+        self._say("class", *_label(kind))
+        if not _is_library(kind.__module__):
+            self._add_all(type(kind), kind.__bases__)
+            self._mapping({name: item for name, item in vars(kind).items() if _counts(name, item)})
+
+    # --- data -------------------------------------------------------------------------------------
 
     def _tensor(self, value: torch.Tensor) -> None:
-        self._say("tensor", str(value.dtype), str(tuple(value.shape)))
-        if not value.is_meta:
-            flat = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
-            self._digest.update(flat.view(torch.uint8).numpy().data)
-
-    def _compound(self, value: Any, depth: int) -> None:
-        if isinstance(value, FunctionType):
-            self._function(value, depth)
-        elif isinstance(value, MethodType):
-            self._say("method")
-            self._each((value.__func__, value.__self__), depth)
-        elif isinstance(value, CodeType):
-            self._code(value, depth)
-        elif isinstance(value, nn.Module):
-            self._say("module", repr(value))
-            self._each(value.state_dict(), depth)
-        elif isinstance(value, Mapping):
-            self._each(value, depth)
-        elif isinstance(value, list | tuple):
-            self._say(type(value).__name__, str(len(value)))
-            for item in value:
-                self.add(item, depth)
-        elif isinstance(value, set | frozenset):
-            self._say("set", *sorted(codeprint(item) for item in value))
+        self._say("tensor", *_label(type(value)), str(value.dtype), str(value.layout))
+        if value.is_nested:
+            self._add_all(*value.unbind())
+        elif is_traceable_wrapper_subclass(value):
+            names, context = value.__tensor_flatten__()
+            self._add_all(context, *(getattr(value, name) for name in names))
+        elif value.layout is not torch.strided:
+            self._say(str(tuple(value.shape)))
+            self._add_all(*_sparse_parts(value.detach()))
         else:
-            self._object(value, depth)
+            self._say(str(tuple(value.shape)))
+            if not value.is_meta:
+                self._elements(value.detach().cpu())
 
-    def _each(self, values: Any, depth: int) -> None:
-        pairs = list(values.items()) if isinstance(values, Mapping) else list(enumerate(values))
-        self._say("each", str(len(pairs)))
-        for key, item in pairs:
-            self.add(key, depth)
-            self.add(item, depth)
+    def _elements(self, value: torch.Tensor) -> None:
+        plain = value.dequantize() if value.is_quantized else value.resolve_conj().resolve_neg()
+        flat = plain.flatten().clone(memory_format=torch.contiguous_format)
+        self._bytes(flat.view(torch.uint8).numpy().data)
 
-    def _function(self, value: FunctionType, depth: int) -> None:
-        self._say("function", value.__qualname__.rpartition(".")[2])
-        self._code(value.__code__, depth)
-        self.add(value.__defaults__, depth)
-        self.add(value.__kwdefaults__, depth)
-        for cell in value.__closure__ or ():
-            try:
-                self.add(cell.cell_contents, depth)
-            except ValueError:  # not filled in yet
-                self._say("empty")
-        for name in sorted(_names(value.__code__)):
-            if name in value.__globals__:
-                self._global(name, value, depth)
+    def _array(self, value: np.ndarray[Any, Any]) -> None:
+        self._say("array", repr(value.dtype), str(value.shape))
+        if value.dtype.hasobject:  # its bytes are addresses
+            self.add(value.tolist())
+        else:
+            self._bytes(np.ascontiguousarray(value).tobytes())
 
-    def _global(self, name: str, function: FunctionType, depth: int) -> None:
-        found = function.__globals__[name]
-        own = getattr(found, "__module__", None) == function.__module__
-        data = isinstance(found, (*_PLAIN, torch.Tensor, np.ndarray, list, tuple, dict, nn.Module))
-        if data or (own and isinstance(found, FunctionType)):
-            self._say("global", name)
-            self.add(found, depth)
+    def _object(self, value: Any) -> None:
+        self._say("object")
+        self.add(type(value))
+        if isinstance(value, MethodType):
+            self._add_all(value.__func__, value.__self__)
+        elif isinstance(value, property):
+            self._add_all(value.fget, value.fset, value.fdel)
+        elif isinstance(value, staticmethod | classmethod):
+            self.add(value.__func__)
+        elif isinstance(value, weakref.ReferenceType):
+            self.add(value())
+        elif isinstance(value, OperatorBase):
+            self._say(str(value))
+        elif not isinstance(value, _LOCKS):
+            self._reduced(value)
 
-    def _code(self, code: CodeType, depth: int) -> None:
-        self._digest.update(code.co_code)
-        self._say(*code.co_names, *code.co_varnames)
-        self._each(code.co_consts, depth)
+    def _reduced(self, value: Any) -> None:
+        """What pickle would take of ``value``."""
+        reduce = copyreg.dispatch_table.get(type(value))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                parts: Any = reduce(value) if reduce else value.__reduce_ex__(4)
+        except Exception as error:  # whatever the user's objects raise
+            raise self.refusal(value) from error
+        if isinstance(parts, str):  # found by its name; what it wraps is in its attributes
+            self._say("named", *_label(value), parts)
+            self.add(dict(getattr(value, "__dict__", {})))
+        else:
+            self._add_all(*(list(p) if isinstance(p, Iterator) else p for p in parts))
 
-    def _object(self, value: Any, depth: int) -> None:
-        kind = type(value)
-        self._say("object", kind.__module__, kind.__qualname__)
-        if dataclasses.is_dataclass(value):
-            self._each({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, depth)
-        elif inspect.isfunction(getattr(kind, "__call__", None)):  # noqa: B004  its code is wanted
-            self.add(kind.__call__, depth)
-            self._each(vars(value) if hasattr(value, "__dict__") else {}, depth)
-        elif hasattr(value, "__dict__"):
-            self._each(vars(value), depth)
+    def _add_all(self, *values: Any) -> None:
+        self.add(values)
 
 
-def _names(code: CodeType) -> set[str]:
-    inner = (const for const in code.co_consts if isinstance(const, CodeType))
-    return set(code.co_names).union(*(_names(const) for const in inner))
+def _cells(function: FunctionType) -> dict[str, Any]:
+    """What ``function`` closes over, as far as it is filled in."""
+    found: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:
+            continue
+    return found
+
+
+def _paths(code: CodeType) -> set[tuple[str, ...]]:
+    """The dotted names that code reads from outside: ("F", "relu") where it says ``F.relu(x)``."""
+    found: set[tuple[str, ...]] = set()
+    path: tuple[str, ...] = ()
+    for step in dis.get_instructions(code):
+        if path and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            path = (*path, step.argval)
+        elif step.opname != "EXTENDED_ARG":
+            found.add(path)
+            path = (step.argval,) if step.opname in _ROOTS + _ROOTS_IN_CLASSES else ()
+    inner = (_paths(const) for const in code.co_consts if isinstance(const, CodeType))
+    return found.union(*inner) - {()}
+
+
+def _counts(name: str, item: Any) -> bool:
+    """Whether something in a class is code or data of the user's, not Python's own notes."""
+    if name.startswith("__"):
+        return callable(item) or isinstance(item, property | classmethod | staticmethod)
+    return name != "_abc_impl"
+
+
+def _is_library(module: str) -> bool:
+    """Whether a module is not the user's, by where it, or else its package, lies."""
+    top = module.partition(".")[0]
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in (module, top))
+    file = next(filter(None, files), None)
+    return top in sys.stdlib_module_names if file is None else not is_theirs(file)
+
+
+def _is_found(value: Any) -> bool:
+    """Whether a library has ``value`` under the name that it gives itself."""
+    if not _is_library(str(value.__module__)):
+        return False
+    found: Any = sys.modules.get(value.__module__)
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value
+
+
+def _label(value: Any) -> tuple[str, str, str]:
+    kind = type(value)
+    module = getattr(value, "__module__", None) or kind.__module__
+    name = getattr(value, "__qualname__", kind.__qualname__)
+    return str(module), str(name), str(getattr(value, "__name__", ""))
+
+
+def _sparse_parts(value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    if value.layout is torch.sparse_coo:
+        value = value.coalesce()
+        return value.indices(), value.values()
+    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return value.crow_indices(), value.col_indices(), value.values()
+    if value.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return value.ccol_indices(), value.row_indices(), value.values()
+    return (value.to_dense(),)

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,9 +70,13 @@ class Evaluator:
         """In how many parts a subnet is scored."""
         return 1 if self.batches is None else len(self.batches)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Tells stored scores of this function on these data from others."""
+        """Tells stored scores of this function on these data from others; taken once.
+
+        Raises:
+            UsageError: the function or the data have a state that cannot be told.
+        """
         judged = self.name if self.name is not None else codeprint((self.function, self.batches))
         return codeprint((judged, self.calibrate, getattr(self.nested, "scaling", "none")))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,8 @@ def search(
         The plan.
 
     Raises:
-        UsageError: an unknown method, target or cost; an evaluate that returns no finite number.
+        UsageError: an unknown method, target or cost; an evaluate that returns no finite number,
+            or, with ``storage`` and no ``evaluator``, that closes over what cannot be told.
         InfeasibleError: even the smallest subnet misses a constraint.
         CaptureError: evaluate failed; the message shows its line.
         ArtifactError: the storage is not a search's.
@@ -113,11 +115,11 @@ def search(
         judge = Evaluator(
             nested, scored, batches, calibrate, name=evaluator, reuse_bytes=reuse_bytes
         )
-        prints = fingerprint(nested)
+        prints, judged = fingerprint(nested), _known_as(judge, stored=storage is not None)
         file = None
         if storage is not None:
             key = f"{prints.structure}:{prints.weights}"
-            file = stack.enter_context(Storage(storage, model=key, evaluator=judge.fingerprint))
+            file = stack.enter_context(Storage(storage, model=key, evaluator=judged))
         known = {name: load_target(name) for name in targets}
         pricer = Pricer(nested, known, convention, file, progress)
         _check_feasible(nested, pricer, bounds)
@@ -135,11 +137,21 @@ def search(
         targets=targets,
         convention=convention,
         scoring="fidelity" if evaluate is None else "evaluate",
-        evaluator=judge.fingerprint,
+        evaluator=judged,
         method=method,
         seed=seed,
         points=points,
     )
+
+
+def _known_as(judge: Evaluator, *, stored: bool) -> str:
+    """The key of the scores, taken before the function can change what it closes over."""
+    try:
+        return judge.fingerprint
+    except UsageError:
+        if stored:
+            raise
+        return f"unknown-{uuid.uuid4().hex}"  # no other search's: its scores compare with none
 
 
 @contextmanager

@@ -59,6 +59,7 @@ def run(log: Path, storage: Path | None, *, raced: bool, method: str) -> Plan:
         storage=storage,
         seed=5,
         max_evaluations=240,
+        evaluator="the same, whatever its log",
         **options,
     )
 
