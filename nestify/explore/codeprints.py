@@ -17,11 +17,19 @@ import warnings
 import weakref
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
+from types import (
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch._ops import OperatorBase
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -205,7 +213,7 @@ class _Print:
 
     def _class(self, kind: type) -> None:
         self._say("class", *_label(kind))
-        if not _is_library(kind.__module__):
+        if not _is_library(_module(kind)):
             self._add_all(type(kind), kind.__bases__)
             self._mapping({name: item for name, item in vars(kind).items() if _counts(name, item)})
 
@@ -251,6 +259,8 @@ class _Print:
             self.add(value())
         elif isinstance(value, OperatorBase):
             self._say(str(value))
+        elif isinstance(value, GetSetDescriptorType):  # of an extension type: code in C
+            self._say("named", *_label(value))
         elif not isinstance(value, _LOCKS):
             self._reduced(value)
 
@@ -267,6 +277,8 @@ class _Print:
             self._say("named", *_label(value), parts)
             self.add(dict(getattr(value, "__dict__", {})))
         else:
+            if isinstance(value, nn.Module):
+                parts = [_unnumbered(p) if isinstance(p, dict) else p for p in parts]
             self._add_all(*(list(p) if isinstance(p, Iterator) else p for p in parts))
 
     def _add_all(self, *values: Any) -> None:
@@ -315,19 +327,31 @@ def _is_library(module: str) -> bool:
 
 def _is_found(value: Any) -> bool:
     """Whether a library has ``value`` under the name that it gives itself."""
-    if not _is_library(str(value.__module__)):
+    if not _is_library(_module(value)):
         return False
-    found: Any = sys.modules.get(value.__module__)
+    found: Any = sys.modules.get(_module(value))
     for name in value.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is value
 
 
+def _module(value: Any) -> str:
+    """Where ``value`` says that it is from; types of Cython may say nothing."""
+    module = getattr(value, "__module__", None)
+    return module if isinstance(module, str) else "builtins"
+
+
 def _label(value: Any) -> tuple[str, str, str]:
-    kind = type(value)
-    module = getattr(value, "__module__", None) or kind.__module__
-    name = getattr(value, "__qualname__", kind.__qualname__)
-    return str(module), str(name), str(getattr(value, "__name__", ""))
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return _module(value), str(name), str(getattr(value, "__name__", ""))
+
+
+def _unnumbered(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a module with its hooks in order, whose keys count those of the process."""
+    return {
+        name: list(item.values()) if "_hooks" in name and isinstance(item, dict) else item
+        for name, item in state.items()
+    }
 
 
 def _sparse_parts(value: torch.Tensor) -> tuple[torch.Tensor, ...]:
