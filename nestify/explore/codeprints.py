@@ -11,12 +11,14 @@ from __future__ import annotations
 import copyreg
 import dis
 import hashlib
+import re
 import sys
 import threading
 import warnings
 import weakref
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from types import (
     CodeType,
     FunctionType,
@@ -160,19 +162,27 @@ class _Print:
     # --- code -------------------------------------------------------------------------------------
 
     def _function(self, value: FunctionType) -> None:
-        ours = is_theirs(value.__code__.co_filename)
-        if not ours and _is_found(value):
+        compiled = vars(value).get("_torchdynamo_orig_callable")
+        users = is_theirs(value.__code__.co_filename)
+        if compiled is not None:  # what torch keeps beside it has addresses
+            self._say("compiled")
+            self.add(compiled)
+        elif users or not _is_found(value):
+            self._made(value, users)
+        else:
             self._say("named", *_label(value))
-            return
+
+    def _made(self, value: FunctionType, users: bool) -> None:
+        """A function of the user's, or one that a library's decorator has made of it."""
         self._say("function", value.__qualname__.rpartition(".")[2])
         self._add_all(value.__defaults__, value.__kwdefaults__, vars(value))
         cells = _cells(value)
         for name, found in cells.items():
             self._variable(name, found)
-        if ours:
+        if users:
             self._code(value.__code__)
             self._named_in(value, cells)
-        else:  # made by a library's decorator: what it wraps is in the cells
+        else:
             self._say(str(value.__globals__.get("__name__")), value.__code__.co_qualname)
 
     def _named_in(self, function: FunctionType, cells: Mapping[str, Any]) -> None:
@@ -257,6 +267,11 @@ class _Print:
             self.add(value.__func__)
         elif isinstance(value, weakref.ReferenceType):
             self.add(value())
+        elif isinstance(value, ContextVar):
+            self._add_all(value.name, value.get(None))
+        elif isinstance(value, torch.jit.ScriptModule):
+            graph = re.sub(r"___torch_mangle_\d+\.", "", str(value.inlined_graph))
+            self._add_all(graph, value.state_dict(), value.training)
         elif isinstance(value, OperatorBase):
             self._say(str(value))
         elif isinstance(value, GetSetDescriptorType):  # of an extension type: code in C

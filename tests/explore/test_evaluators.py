@@ -12,8 +12,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import warnings
 from collections import defaultdict, deque
 from contextlib import closing
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
@@ -185,6 +187,16 @@ def hooked(hook: Any) -> nn.Module:
     return net
 
 
+def traced(net: nn.Module) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, but still in use
+        return torch.jit.trace(net, torch.ones(2))
+
+
+def compiled(function: Any) -> Any:
+    return torch.compile(function, backend="eager")
+
+
 def noted(note: int) -> Any:
     def function(x: int) -> int:
         return x
@@ -252,9 +264,12 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "cache": (lambda: cached(helper), lambda: cached(limited)),
     "no_grad": (lambda: torch.no_grad()(helper), lambda: torch.no_grad()(limited)),
     "modes of torch": (lambda: torch.no_grad()(helper), lambda: torch.enable_grad()(helper)),
+    "compiled": (lambda: compiled(helper), lambda: compiled(limited)),
     "method": (lambda: Scorer(torch.ones(2)).__call__, lambda: Scorer(torch.zeros(2)).__call__),
     "attribute of a function": (lambda: noted(1), lambda: noted(2)),
     "depth": (lambda: deep(1), lambda: deep(2)),
+    "script": (lambda: traced(nn.ReLU()), lambda: traced(nn.GELU())),
+    "context": (lambda: ContextVar("a"), lambda: ContextVar("b")),
     "set": (lambda: {(1, "a"), (2, "b")}, lambda: {(1, "b"), (2, "a")}),
     "set of objects": (lambda: {Path("a"), Path("b")}, lambda: {Path("a"), Path("c")}),
 }
@@ -469,6 +484,22 @@ def test_every_subnet_is_calibrated_before_it_is_scored() -> None:
     for subnet, score in scores.items():
         slim = nested.extract(subnet, calibrate=[x[:8], x[8:]]).eval()
         assert slim(x).double().sum().item() == pytest.approx(score, rel=1e-5)
+
+
+def test_an_evaluate_may_close_over_the_nested_model() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    nested = nestify.transform(net, "fn3-neuron", (torch.randn(2, 4),))
+
+    def evaluate(model: nn.Module) -> float:
+        return float(nested.active["1"]) if model is nested else 0.0
+
+    before = codeprint(evaluate)
+    with nested.activate(nested.space.smallest()):
+        assert codeprint(evaluate) == before, "every subnet is of the same evaluate"
+    with torch.no_grad():
+        next(nested.parameters()).add_(1)
+    assert codeprint(evaluate) != before
 
 
 def test_a_search_reuses_what_subnets_share() -> None:
