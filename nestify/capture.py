@@ -22,7 +22,7 @@ from nestify.batch_trace import BatchArguments, batch_arguments
 from nestify.errors import CaptureError, NestifyWarning
 from nestify.lowering import lower
 from nestify.modes import left_as_found, mark_stochastic, mode_readers
-from nestify.tracing import export_program, own_gradients, source_line
+from nestify.tracing import export_program, source_line
 from nestify.training_trace import training_arguments
 
 Inputs = tuple[Any, ...]
@@ -123,7 +123,7 @@ def _capture(
     with left_as_found(model):
         model.eval()
         mark_stochastic(model)
-        with mode_readers(model) as readers, own_gradients() as functions:
+        with mode_readers(model) as readers:
             program = export_program(model, args, kwargs)
         lowered = lower(model, program)
         modes = training_arguments(model, args, kwargs, lowered.graph, readers)
@@ -142,17 +142,9 @@ def _capture(
         out_spec=cast(pytree.TreeSpec, program.call_spec.out_spec),
         batched=frozenset(node.name for node, wide in nodes if wide),
         by_batch=by_batch,
-        notes=(*modes.notes, *map(_lost_gradient, functions)),
+        notes=modes.notes,
         mode_args=modes.values,
         tiled=_batch_size(pytree.tree_leaves((example_inputs, example_kwargs))) != size,
-    )
-
-
-def _lost_gradient(function: str) -> str:
-    return (
-        f"the backward of {function}, an autograd.Function, is not captured: gradients are those "
-        "of what its forward computes. Where they differ (straight-through, reversal), write them "
-        "with detach(): x + (f(x) - x).detach() has the value of f(x) and the gradient of x"
     )
 
 

@@ -27,7 +27,6 @@ __all__ = [
     "calls_of",
     "export_program",
     "is_library",
-    "own_gradients",
     "source_line",
     "without_fast_path",
 ]
@@ -58,24 +57,6 @@ def without_fast_path() -> Generator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-@contextlib.contextmanager
-def own_gradients() -> Generator[dict[str, None]]:
-    """Gather the names of the ``autograd.Function`` that run: a trace keeps only their forward."""
-    found: dict[str, None] = {}
-    before = torch.autograd.Function.apply
-
-    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        if not cls.__module__.startswith("torch."):
-            found[cls.__qualname__] = None
-        return before.__func__(cls, *args, **kwargs)
-
-    setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010  # pyright's rule
-    try:
-        yield found
-    finally:
-        setattr(torch.autograd.Function, "apply", before)  # noqa: B010
 
 
 # These give back their very operand in eval, and the trace would take its later readers for theirs.

@@ -198,36 +198,21 @@ def test_a_training_branch_that_cannot_be_traced_is_reported() -> None:
     assert captured.mode_args == {("dropout", "train"): True}
 
 
-class Sign(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return torch.sign(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        return grads[0]
-
-
 class Straight(nn.Module):
-    """A gradient that the forward does not have: by a function of its own, or by detach."""
+    """A gradient that the forward does not have, written with detach."""
 
-    def __init__(self, function: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.function = nn.Linear(6, 8), nn.Linear(8, 4), function
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = F.gelu(self.a(x))
-        return self.b(Sign.apply(h) if self.function else h + (torch.sign(h) - h).detach())
+        return self.b(h + (torch.sign(h) - h).detach())
 
 
-def test_a_gradient_that_is_not_captured_is_reported() -> None:
-    with pytest.warns(NestifyWarning, match="the backward of Sign, an autograd.Function"):
-        nest(Straight(function=True), torch.randn(2, 6))
-
-
-def test_what_is_advised_instead_has_the_gradient() -> None:
+def test_a_straight_through_gradient_is_kept() -> None:
     torch.manual_seed(0)
-    model, x = Straight(function=False), torch.randn(2, 6)
+    model, x = Straight(), torch.randn(2, 6)
     nested = nestify.transform(model, "fn3-neuron{where=all}", (x,)).train()
     model(x).sum().backward()
     with nested.activate(nested.space.largest()):
