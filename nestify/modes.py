@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nestify.trees import tensors_of
+from nestify.trees import modules_in, tensors_of
 
 __all__ = [
     "has_own_switch",
@@ -90,7 +90,7 @@ def left_as_found(model: nn.Module) -> Generator[None]:
 @contextlib.contextmanager
 def in_eval(model: nn.Module) -> Generator[None]:
     """Put every module in eval for a block of code, and back in its own mode after it."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in modules_in(model)]
     try:
         for module, _ in modes:
             module.training = False

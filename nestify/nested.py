@@ -36,7 +36,7 @@ from nestify.reuse import Reuse
 from nestify.running import Bound, Run
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
-from nestify.trees import device_of, find, moved, tensors_of
+from nestify.trees import device_of, find, get_tensor, moved, tensors_of, weights_in
 from nestify.verification import verify_extracted
 
 __all__ = ["NestedModel"]
@@ -166,7 +166,7 @@ class NestedModel(nn.Module):
         """The tensors that ``subnet`` has of its own, by name."""
         shared, switch = self.named_tensors, self.switchable_norms
         if not training:
-            self._overlays.follow(self.parameters())
+            self._overlays.follow(weights_in(self))
         return self._overlays.of(subnet, training, shared, switch, statistics)
 
     @property
@@ -230,13 +230,15 @@ class NestedModel(nn.Module):
             for batch in batches:
                 self._pass(whole, self._program.flat(inputs_of(batch, device), {}), norms)
                 norms.close_batch()
-        full = dict(self.named_tensors()) | self.own_tensors(whole, statistics=False)
-        self._overlays.note(whole, self.keep(whole), full, norms.averages_of_batches())
-        self._overlays.follow(self.parameters(), same=True)
+        own = self.own_tensors(whole, statistics=False)
+        averages = norms.averages_of_batches()
+        full = {name: own.get(name, get_tensor(self, name)) for name in averages}
+        self._overlays.note(whole, self.keep(whole), full, averages)
+        self._overlays.follow(weights_in(self), same=True)
 
     def is_calibrated(self, subnet: Mapping[str, int]) -> bool:
         """Whether :meth:`calibrate` has statistics of ``subnet``."""
-        self._overlays.follow(self.parameters())
+        self._overlays.follow(weights_in(self))
         return self._overlays.has_statistics(self.space.complete(subnet))
 
     def forget_statistics(self) -> None:
@@ -326,7 +328,7 @@ class NestedModel(nn.Module):
             reestimate_batch_norm(slim, calibrate)
             if whole is not None:
                 self._overlays.note(whole, keep, tensors, dict(slim.named_buffers()))
-                self._overlays.follow(self.parameters(), same=True)
+                self._overlays.follow(weights_in(self), same=True)
         if as_original_class:
             original = self.graph.capture.model
             return in_original_class(original, slim, self.example_inputs, self.example_kwargs)

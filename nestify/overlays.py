@@ -108,6 +108,10 @@ class Overlays:
 
     # --- statistics -------------------------------------------------------------------------------
 
+    @cached_property
+    def _averaged(self) -> list[str]:
+        return list(_names(self.graph, _NORM_TENSORS[2:]))
+
     def forget(self) -> None:
         """Drop all statistics: the weights change from now on."""
         self._statistics.clear()
@@ -137,12 +141,10 @@ class Overlays:
     ) -> None:
         """Note the statistics in ``own`` that were just estimated, cut to what is kept."""
         found: dict[str, torch.Tensor] = {}
-        for name in _names(self.graph, _NORM_TENSORS[2:]):
+        for name in self._averaged:
             if name in own:
                 found[name] = full[name].detach().clone()
-                dims = self.graph.tensor_dims[name]
-                grid = torch.meshgrid(*(keep.indices(e) for e in dims), indexing="ij")
-                found[name][tuple(g.to(own[name].device) for g in grid)] = own[name].detach()
+                keep.put(found[name], self.graph.tensor_dims[name], own[name].detach())
         self._statistics[subnet] = found
         self._statistics.move_to_end(subnet)
         self._tokens[subnet] = {name: digest(own[name]) for name in found}

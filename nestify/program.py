@@ -14,14 +14,15 @@ from torch.utils import _pytree as pytree
 
 from nestify.aliasing import written
 from nestify.depth import bypassed, live_nodes, overwritten
+from nestify.dims import resolve
 from nestify.errors import UsageError
 from nestify.extract import norm_paths
 from nestify.groups import Graph
 from nestify.layouts import reads_in_order
 from nestify.padding import Room
-from nestify.rules import STRIDED, bind_arguments, op_name
+from nestify.rules import STRIDED, Dims, bind_arguments, op_name
 from nestify.running import RUNS, Bound, Frame, Read, Run, Slot, Step, copied, hand_on, reads
-from nestify.slicing import Keep
+from nestify.slicing import Keep, Plan
 
 __all__ = ["Program"]
 
@@ -68,11 +69,14 @@ class Program:
             {node for node in graph.nodes if reads_in_order(node)},
             frozenset(followed),
         )
+        alike: dict[Dims, Dims] = {}  # the tensors of a norm are cut alike: worked out once
         self._tensors = [
-            Read(n, self.slots[n], str(n.target), dims, [], (), self.slots[last[n]])
+            Read(n, self.slots[n], str(n.target), alike.setdefault(dims, dims), [], (), end)
             for n in self.attrs
-            for dims in (graph.tensor_dims[str(n.target)],)
+            for dims in (tuple(map(resolve, graph.tensor_dims[str(n.target)])),)
+            for end in (self.slots[last[n]],)
         ]
+        self._dims = list(alike)
         self._spelled = [i for i, s in enumerate(self.steps) if graph.calls[s.node].literals]
 
     @cached_property
@@ -165,17 +169,9 @@ class Program:
             if self.graph.batch is not None:
                 held.hold(self.graph.batch, batch)
         steps, tensors = self._undropped(bypassed(self.graph, keep), room)
-        tensors = [self._cut(read, keep, room) for read in tensors]
+        cuts = {id(dims): _cut(dims, keep, room) for dims in self._dims}
+        tensors = [read.cut_as(*cuts[id(read.dims)]) for read in tensors]
         return Bound(self.frame, keep, steps, tensors, pad and smaller and self.images)
-
-    def _cut(self, read: Read, keep: Keep, room: Keep) -> Read:
-        """How ``keep`` cuts a tensor, and the zeros that go behind it, the last dim's first."""
-        plan = keep.plan(read.dims)
-        if room is keep:
-            return read._replace(plan=plan) if plan else read
-        zeros = [room.size(e) - keep.size(e) for e in reversed(read.dims)]
-        pad = [n for count in zeros for n in (0, count)] if any(zeros) else ()
-        return read._replace(plan=plan, zeros=pad)
 
     def _undropped(
         self, bypass: Mapping[fx.Node, fx.Node], room: Keep
@@ -240,6 +236,15 @@ class Program:
         of an argument, is what runs.
         """
         return Run(root, bound, flat, own).walk()
+
+
+def _cut(dims: Dims, keep: Keep, room: Keep) -> tuple[Plan, Sequence[int]]:
+    """How ``keep`` cuts a tensor, and the zeros that go behind it, the last dim's first."""
+    plan = keep.plan(dims)
+    if room is keep:
+        return plan, ()
+    counts = [room.size(e) - keep.size(e) for e in reversed(dims)]
+    return plan, [n for count in counts for n in (0, count)] if any(counts) else ()
 
 
 def _replaced(

@@ -7,13 +7,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from nestify.trees import find, tensors_at, tensors_of
+from nestify.trees import tensors_in, tensors_of
 
 __all__ = ["UNCHANGED", "Look", "Weights", "digest", "look_at", "same_bits", "settings", "twin"]
 
@@ -127,7 +126,6 @@ class Weights:
 
     def __init__(self, first_reads: Mapping[str, int]) -> None:
         self._first_reads = first_reads
-        self._names: dict[str, list[str]] = {}  # of the tensors of each module
         self._prints: list[Hashable] = []
         self._held: list[torch.Tensor] = []
         self.addresses: set[int] = set()
@@ -136,40 +134,24 @@ class Weights:
         """The slot from which on calls may give something else than before; None where torch does
         not tell whether tensors are written into.
         """
-        tensors = self._tensors(root)
+        tensors = list(tensors_in(root))
         try:
             prints: list[Hashable] = [(t.data_ptr(), t._version, t.stride()) for t in tensors]
         except RuntimeError:  # made in inference mode
             return None
         if prints == self._prints:
             return UNCHANGED
-        names = [f"{path}.{leaf}".lstrip(".") for path, of in self._names.items() for leaf in of]
-        pairs = zip_longest(names, prints, self._prints)
-        changed = [name for name, now, before in pairs if now != before]
-        first = min(self._first_reads.get(name, 0) for name in changed) if self._prints else 0
+        first = 0
+        if len(prints) == len(self._prints):
+            pairs = zip(tensors, prints, self._prints, strict=True)
+            changed = {id(tensor) for tensor, now, before in pairs if now != before}
+            names = (name for name, tensor in tensors_of(root) if id(tensor) in changed)
+            first = min(self._first_reads.get(name, 0) for name in names)
         self._prints = prints
         # While the memory is held no other tensor can come to lie there and look the same.
         self._held = [tensor.detach() for tensor in tensors]
         self.addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         return first
-
-    def _tensors(self, root: nn.Module) -> list[torch.Tensor]:
-        """All tensors in a fixed order, while they are where they were."""
-        try:
-            found = [
-                tensor
-                for path, leaves in self._names.items()
-                for tensor in tensors_at(find(root, path), leaves)
-            ]
-        except (AttributeError, KeyError):
-            found = []
-        if not found:
-            self._names, self._prints = {}, []
-            for name, _ in tensors_of(root):
-                path, _, leaf = name.rpartition(".")
-                self._names.setdefault(path, []).append(leaf)
-            return [t for path, of in self._names.items() for t in tensors_at(find(root, path), of)]
-        return found
 
 
 def _may_be_kept(tensor: torch.Tensor) -> bool:

@@ -42,6 +42,7 @@ class Reuse:
     def __init__(self, cuts: Cuts, limit_bytes: int) -> None:
         self.cuts, self.states = cuts, States(limit_bytes)
         self.weights = Weights(cuts.first_reads)
+        self.writers = {node for node in cuts.slots if any(written_operands(node))}
         self.hits = self.misses = self.steps_run = self.steps_skipped = 0
 
     @property
@@ -104,7 +105,7 @@ class _Pass:
         """Run; what is handed out is no memory that a state holds."""
         behind = self._start()
         skipped = self.run.at
-        walk = self.run.walk()
+        walk, writers = self.run.walk(), self.reuse.writers
         while True:
             try:
                 node, args, _ = next(walk)
@@ -113,7 +114,7 @@ class _Pass:
                 break
             if self.run.at in behind:
                 self._keep(behind[self.run.at])
-            if any(True for _ in written_operands(node)) and not self._may_write(args[0]):
+            if node in writers and not self._may_write(args[0]):
                 behind = {}
         self.reuse.steps_skipped += skipped
         self.reuse.steps_run += self.run.at - skipped

@@ -93,6 +93,10 @@ class Read(NamedTuple):
     zeros: Sequence[int]
     last: int
 
+    def cut_as(self, plan: Plan, zeros: Sequence[int]) -> Read:
+        """The same with another cut and other zeros."""
+        return Read(self.node, self.out, self.name, self.dims, plan, zeros, self.last)
+
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Bound:
@@ -208,11 +212,7 @@ def _write_back(full: torch.Tensor, keep: Keep, read: Read, value: torch.Tensor)
     value = value[tuple(slice(keep.size(expr)) for expr in read.dims)]
     # As torch's own batch norm does, without a sign that the tensor changed: autograd saves
     # running statistics though backward does not read them, and the next step may come first.
-    if views:
-        cut(full.data, read.plan).copy_(value)
-        return
-    grid = torch.meshgrid(*(keep.indices(e).to(full.device) for e in read.dims), indexing="ij")
-    full.data[grid] = value
+    keep.put(full.data, read.dims, value)
 
 
 def _fill(arg: Any, env: list[Any]) -> Any:

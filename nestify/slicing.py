@@ -116,6 +116,8 @@ class Keep:
 
     def size(self, expr: Expr) -> int:
         """Kept size of ``expr``."""
+        if isinstance(expr, Const) or (isinstance(expr, Dim) and expr.ref is None):
+            return self._kept(expr)  # most are, and a training step asks for each tensor
         return self._size(expr)
 
     def hold(self, dim: Dim, size: int) -> None:
@@ -129,8 +131,7 @@ class Keep:
     def is_full(self, expr: Expr) -> bool:
         """Whether all of ``expr`` is kept, in its order."""
         expr = resolve(expr)
-        # Most are one Dim, and a training step asks for each tensor.
-        return self._is_whole(expr) if isinstance(expr, Dim) else self._full(expr)
+        return self._is_whole(expr) if isinstance(expr, Dim | Const) else self._full(expr)
 
     def _is_whole(self, leaf: Dim | Const) -> bool:
         return leaf not in self.picks and self._kept(leaf) == leaf.size
@@ -139,7 +140,7 @@ class Keep:
         """Whether what is kept of ``expr`` are its first positions: of a product, whole rows."""
         expr = resolve(expr)
         while isinstance(expr, Product):
-            first, *rest = (e for e in expr.factors if resolve(e) != Const(1))
+            first, *rest = expr.factors
             if not all(self.is_full(e) for e in rest):
                 return False
             expr = resolve(first)
@@ -177,6 +178,15 @@ class Keep:
     def slice(self, tensor: torch.Tensor, dims: Sequence[Expr]) -> torch.Tensor:
         """Cut ``tensor`` to what is kept: views for first positions, copies for others."""
         return cut(tensor, self.plan(dims))
+
+    def put(self, tensor: torch.Tensor, dims: Sequence[Expr], value: torch.Tensor) -> None:
+        """Write ``value``, as large as what is kept, into its places in ``tensor``."""
+        plan = self.plan(dims)
+        if all(isinstance(kept, int) for _, kept in plan):
+            cut(tensor, plan).copy_(value)
+            return
+        grid = torch.meshgrid(*(self.indices(e).to(tensor.device) for e in dims), indexing="ij")
+        tensor[grid] = value
 
 
 def cut(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:

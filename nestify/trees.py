@@ -6,8 +6,8 @@ The tree is walked through the modules' own registries, not by attribute: a chil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,13 +22,15 @@ __all__ = [
     "first_paths",
     "get_tensor",
     "is_saved",
+    "modules_in",
     "moved",
     "place_module",
     "put_tensor",
     "skeleton",
     "submodule",
-    "tensors_at",
+    "tensors_in",
     "tensors_of",
+    "weights_in",
 ]
 
 
@@ -62,6 +64,32 @@ def first_paths(model: nn.Module) -> dict[str, str]:
     }
 
 
+def modules_in(root: nn.Module) -> Iterator[nn.Module]:
+    """Every module under each of its paths: torch's walk, which names them and leaves out those
+    seen before, takes several times as long, and a pass of a small network is short.
+    """
+    stack: list[Any] = [root]
+    while stack:
+        module = stack.pop()
+        if module is not None:
+            yield module
+            stack.extend(children(module).values())
+
+
+def weights_in(root: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters, in the order of `modules_in`."""
+    for module in modules_in(root):
+        yield from (p for p in vars(module)["_parameters"].values() if p is not None)
+
+
+def tensors_in(root: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers, in the order of `modules_in`."""
+    for module in modules_in(root):
+        own = vars(module)
+        yield from (p for p in own["_parameters"].values() if p is not None)
+        yield from (b for b in own["_buffers"].values() if b is not None)
+
+
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and buffers under every name they have."""
     yield from module.named_parameters(remove_duplicate=False)
@@ -74,7 +102,7 @@ def device_of(model: nn.Module) -> torch.device | None:
     >>> device_of(nn.Linear(2, 2)), device_of(nn.ReLU())
     (device(type='cpu'), None)
     """
-    found = {tensor.device for _, tensor in tensors_of(model)}
+    found = {tensor.device for tensor in tensors_in(model)}
     return found.pop() if len(found) == 1 else None
 
 
@@ -109,15 +137,6 @@ def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
         if found is not None:
             return found
     return getattr(owner, leaf)
-
-
-def tensors_at(owner: nn.Module, leaves: Sequence[str]) -> list[torch.Tensor]:
-    """The parameters and buffers of one module by their own names, which must be there."""
-    parameters, buffers = vars(owner)["_parameters"], vars(owner)["_buffers"]
-    found = [parameters[leaf] if leaf in parameters else buffers[leaf] for leaf in leaves]
-    if any(tensor is None for tensor in found):
-        raise KeyError(leaves)
-    return found
 
 
 def is_saved(root: nn.Module, name: str) -> bool:

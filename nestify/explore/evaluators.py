@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from nestify.errors import UsageError
 from nestify.explore.codeprints import codeprint
+from nestify.trees import modules_in
 from nestify.usercode import kind_of, user_code
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Evaluator:
         """
         if self.calibrate is not None and not self.nested.is_calibrated(subnet):
             self.nested.calibrate(subnet, self.calibrate)
-        if any(module.training for module in self.nested.modules()):
+        if any(module.training for module in modules_in(self.nested)):
             self.nested.eval()  # a function has left it in training mode
         with self.nested.activate(subnet):
             if self.batches is None:
