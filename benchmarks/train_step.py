@@ -7,13 +7,12 @@ sliced (one uniform draw a unit, as nested networks train), masked (the paper's 
 sandwich of four. The ratio is to the dense network in the same memory format and precision, of mean
 times. A few dozen draws are cheaper or dearer than the law's by some percent, so the seed is one
 under which their MACs are the expected ones. The first quarter of the steps is not counted: oneDNN
-compiles kernels for sizes that are new. Writes ``results/train_step.json``, or with ``--only`` the
-rows of those networks in it. Memory is measured by ``train_memory.py``.
+compiles kernels for sizes that are new. Writes ``results/train_step.json``, each row as soon as it
+is there; with ``--only`` those of these networks. Memory is measured by ``train_memory.py``.
 
 On a GPU cuDNN plans every convolution of a new size anew: ``--warm 200`` takes so many sliced steps
-first, after which few sizes are new. The rows go to ``results/train_step_cuda.json``, where those
-of other batch sizes stay; ``memory`` is the most that a sliced step takes beyond what it finds,
-relative to a dense one.
+first, after which few sizes are new. The rows go to ``results/train_step_cuda.json``, where others
+stay; ``memory`` is the most that a sliced step takes beyond what it finds, relative to a dense one.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 
 import nestify
 from benchmarks.support.clock import RESULTS, Row, machine, show, write
-from benchmarks.support.training_networks import CLASSES, SUBJECTS, Subject
+from benchmarks.support.training_networks import CLASSES, LARGE, SUBJECTS, Subject
 from nestify.draws import Draws
 from nestify.training import cost_multiplier, step
 
@@ -72,17 +71,17 @@ def variants(
     if inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=memory)
     made: dict[str, One] = {}
-    multiplier = 0.0
+    typical = nest()
+    multiplier = cost_multiplier(typical)
+    seed = typical_seed(typical, count, multiplier)
     for name in names:
         net = placed(subject.model()) if name == "dense" else nest()
-        if isinstance(net, nestify.NestedModel):
-            multiplier = cost_multiplier(net)
         run = net.masked() if isinstance(net, nestify.NestedModel) and name == "masked" else net
         made[name] = one_step(name, run, inputs, y, bf16)
         for _ in range(warm if name == "sliced" else 0):
             made[name]()
         if isinstance(net, nestify.NestedModel):
-            net.draws.restart(typical_seed(net, count, multiplier))
+            net.draws.restart(seed)
     return made, multiplier
 
 
@@ -158,13 +157,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--warm", type=int, default=0, help="sliced steps before all others")
-    parser.add_argument("--only", default="", help="part of a network's name")
+    parser.add_argument("--only", default="", help="parts of networks' names, with commas between")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(machine())
     results = "train_step" if options.device == "cpu" else f"train_step_{options.device}"
     rows: list[Row] = []
-    for subject in (s for s in SUBJECTS if options.only in s.name):
+    subjects = SUBJECTS if options.device == "cpu" else SUBJECTS + LARGE
+    chosen = [s for s in subjects if any(part in s.name for part in options.only.split(","))]
+    for subject in chosen:
         count = options.steps * (1 if subject.images else 20)
         for layout in FORMATS if subject.images else FORMATS[:1]:
             for bf16 in (False, True):
@@ -195,18 +196,22 @@ def main() -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-        write(results, {"steps": kept(results, rows)})
+                write(results, {"steps": kept(results, rows)})
     show("A training step, relative to the dense network", rows)
 
 
 def kept(name: str, rows: list[Row]) -> list[Row]:
-    """The rows, and those that the results file has of other networks and batch sizes, in order."""
+    """The rows, and those that the results file has of other cases, in order."""
     path = RESULTS / f"{name}.json"
     before: list[Row] = json.loads(path.read_text())["steps"] if path.exists() else []
-    anew = {(row["network"], row["batch"]) for row in rows}
-    names = [subject.name for subject in SUBJECTS]
-    every = rows + [row for row in before if (row["network"], row["batch"]) not in anew]
-    return sorted(every, key=lambda row: (names.index(row["network"]), row["batch"]))
+    names = [subject.name for subject in SUBJECTS + LARGE]
+
+    def case(row: Row) -> tuple[int, int, int, str]:
+        layout = FORMATS.index(row["format"])
+        return names.index(row["network"]), row["batch"], layout, row["precision"]
+
+    anew = set(map(case, rows))
+    return sorted([*rows, *(row for row in before if case(row) not in anew)], key=case)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.support.networks import Block
+from examples import resnet50
 from examples.mobilenet_v2 import ConvNormAct, InvertedResidual
 
 CLASSES = 10
 
 
 class Subject(NamedTuple):
-    """A network under test: the recipe, one batch, and the bar for its sliced step."""
+    """A network under test: its recipe, one batch, and the bar for its sliced step, if any."""
 
     name: str
     model: Callable[[], nn.Module]
     recipe: str
     batch: tuple[int, ...]
-    bar: float
+    bar: float | None = None
     images: bool = True
 
 
@@ -79,17 +80,17 @@ class Classifier(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A small ViT: patches of 4 x 4, pre-norm blocks, the mean over tokens."""
+    """A ViT: square patches, pre-norm blocks, the mean over tokens."""
 
-    def __init__(self, dim: int, depth: int, heads: int) -> None:
+    def __init__(self, dim: int, depth: int, heads: int, patch: int = 4, tokens: int = 64) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(3, dim, 4, 4)
-        self.position = nn.Parameter(torch.randn(1, 64, dim) * 0.02)
+        self.patch = nn.Conv2d(3, dim, patch, patch)
+        self.position = nn.Parameter(torch.randn(1, tokens, dim) * 0.02)
         self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (batch, 3, 32, 32) to logits."""
+        """Images (batch, 3, side, side), as large as the tokens' patches, to logits."""
         x = self.patch(x).flatten(2).transpose(1, 2) + self.position
         return self.head(self.norm(self.blocks(x)).mean(1))
 
@@ -133,6 +134,11 @@ def encoder() -> nn.Module:
     return Encoder(192, 4, 6)
 
 
+def vit_base() -> nn.Module:
+    """A ViT-B/16, without a class token."""
+    return Encoder(768, 12, 12, patch=16, tokens=196)
+
+
 def mlp() -> nn.Module:
     """The multilayer perceptron of FN3: 784-512-128-10."""
     return nn.Sequential(
@@ -149,4 +155,14 @@ SUBJECTS = (
     ),
     Subject("ResNeXt, 8 paths", resnext, "fn3-path{draw=uniform}", IMAGES, 0.72),
     Subject("MLP 784-512-128-10", mlp, "fn3-neuron{draw=uniform}", (64, 784), 0.90, images=False),
+)
+# What keeps a GPU busy: no bar was set for these.
+LARGE = (
+    Subject("ResNet-50, 224x224", resnet50.model, "fn3-channel{draw=uniform}", (64, 3, 224, 224)),
+    Subject(
+        "ViT-B/16, 224x224",
+        vit_base,
+        "fn3-head{draw=uniform}+fn3-neuron{draw=uniform}",
+        (64, 3, 224, 224),
+    ),
 )
