@@ -8,6 +8,7 @@ handed on as it is. Between two places where a new choice comes in, one cut is e
 from __future__ import annotations
 
 import operator
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -58,6 +59,8 @@ class Cuts:
 
     Attributes:
         places: the slots of the last calls before the cuts, in order.
+        before: of each unit, the share of the cost that lies before the last cut at which its
+            choice has not come in.
         first_reads: the slot of the first call that reads each tensor of the model.
     """
 
@@ -76,7 +79,9 @@ class Cuts:
         self._known = [
             sum(len(dims) for slot, dims in first.items() if slot <= place) for place in self.places
         ]
-        self.share = [costs.spent[place] / costs.spent[-1] for place in self.places]
+        shares = [0.0, *(costs.spent[place] / costs.spent[-1] for place in self.places)]
+        entrances = _entrances(graph, self._dims)
+        self.before = {u: shares[bisect_right(self._known, i)] for u, i in entrances.items()}
         self._marks: WeakKeyDictionary[Bound, list[Mark]] = WeakKeyDictionary()
 
     def of(self, bound: Bound) -> list[Mark]:
@@ -179,6 +184,18 @@ def _first_uses(graph: Graph, slots: dict[fx.Node, int]) -> dict[int, list[Dim]]
         new += [sums[node][0].presence] if node in sums else []
         if new:
             found[slots[node]] = new
+    return found
+
+
+def _entrances(graph: Graph, dims: Sequence[Dim]) -> dict[str, int]:
+    """Where in ``dims`` the choice of each unit comes in."""
+    order = {dim: i for i, dim in enumerate(dims)}
+    groups = {group.name: group.dim for group in graph.groups}
+    found: dict[str, int] = {}
+    for unit in graph.units:
+        stack = graph.stacks.get(unit.name)
+        own = [groups[unit.name]] if stack is None else [block.presence for block in stack]
+        found[unit.name] = min(order.get(dim, len(dims)) for dim in own)
     return found
 
 

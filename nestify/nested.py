@@ -230,8 +230,7 @@ class NestedModel(nn.Module):
             for batch in batches:
                 self._pass(whole, self._program.flat(inputs_of(batch, device), {}), norms)
                 norms.close_batch()
-        own = self.own_tensors(whole, statistics=False)
-        averages = norms.averages_of_batches()
+        own, averages = self.own_tensors(whole, statistics=False), norms.averages_of_batches()
         full = {name: own.get(name, get_tensor(self, name)) for name in averages}
         self._overlays.note(whole, self.keep(whole), full, averages)
         self._overlays.follow(weights_in(self), same=True)
@@ -264,7 +263,7 @@ class NestedModel(nn.Module):
         >>> reuse.hits, reuse.misses
         (2, 1)
         """
-        before, self._reuse = self._reuse, Reuse(self._cuts, limit_bytes)
+        before, self._reuse = self._reuse, Reuse(self.cuts, limit_bytes)
         try:
             yield self._reuse
         finally:
@@ -272,7 +271,8 @@ class NestedModel(nn.Module):
             self._reuse = before
 
     @cached_property
-    def _cuts(self) -> Cuts:
+    def cuts(self) -> Cuts:
+        """Where evaluations of this model may start in the middle."""
         return Cuts(self._program)
 
     def activate(self, subnet: Mapping[str, int] | None) -> _Activation:
@@ -364,7 +364,7 @@ class NestedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> NestedModel:
         """Copy the weights and share the analysis, which never changes."""
         memo[id(self.graph)] = self.graph
-        lazy = (vars(self).get(name) for name in ("pricing", "_cuts"))
+        lazy = (vars(self).get(name) for name in ("pricing", "cuts"))
         for value in (self._groups, self._program, self._bindings, *lazy):
             memo[id(value)] = value
         twin = self.__class__.__new__(self.__class__)

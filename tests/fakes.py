@@ -29,6 +29,7 @@ class FakeNested(nn.Module):
         self.recipe = "fake"
         self.graph = SimpleNamespace(original=None, nodes=(), calls={}, batch=None)
         self.example_inputs = (torch.zeros(1),)
+        self.cuts = SimpleNamespace(before={})
         self.example_kwargs: dict[str, Any] = {}
         self.importance = importance
         self.active = self.space.largest()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -67,7 +67,9 @@ Rounds = Generator[Round, Scores, None]
 class Problem:
     """What a method knows: the space, what subnets cost, and how many may still be scored.
 
-    ``most`` is the price above which no subnet is of use, where a bound says so.
+    ``most`` is the price above which no subnet is of use, where a bound says so. ``before`` is the
+    share of the work of an evaluation that comes before each unit's choice does: subnets that agree
+    up to there share it.
     """
 
     space: SearchSpace
@@ -75,6 +77,7 @@ class Problem:
     seed: int
     budget: Callable[[], int]
     most: float = math.inf
+    before: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def left(self) -> int:

@@ -202,7 +202,9 @@ def _explore(
     space = nested.space
     reserve = 1 + (_NEAR if bounds else 0)
     most = bounds.get(PRICE, math.inf)
-    problem = Problem(space, pricer.prices, seed, lambda: max(0, ledger.left - reserve), most)
+    problem = Problem(
+        space, pricer.prices, seed, lambda: max(0, ledger.left - reserve), most, nested.cuts.before
+    )
     if space.units:
         rounds = method.rounds(problem)
         try:

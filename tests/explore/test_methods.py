@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -21,8 +22,10 @@ from tests.fakes import FakeNested, chain
 class Table:
     """Answers the rounds of a method from a formula, and notes them."""
 
-    def __init__(self, nested: FakeNested, limit: int = 1 << 30) -> None:
-        self.nested, self.limit = nested, limit
+    def __init__(
+        self, nested: FakeNested, limit: int = 1 << 30, before: Mapping[str, float] | None = None
+    ) -> None:
+        self.nested, self.limit, self.before = nested, limit, before or {}
         self.scores: dict[Subnet, float] = {}
         self.rounds: list[Round] = []
 
@@ -31,7 +34,7 @@ class Table:
 
     def run(self, method: str, seed: int = 0, most: float = math.inf) -> Table:
         budget = lambda: self.limit - len(self.scores)  # noqa: E731
-        problem = Problem(self.nested.space, self.prices, seed, budget, most)
+        problem = Problem(self.nested.space, self.prices, seed, budget, most, self.before)
         rounds = parse_method(method).rounds(problem)
         try:
             asked = next(rounds)

@@ -124,19 +124,15 @@ def test_growth_is_that_of_the_area(known: Any, new: Any) -> None:
     assert grown == pytest.approx(expected, abs=1e-12)
 
 
-@given(POINTS, POINTS, st.integers(1, 4))
-def test_each_is_chosen_for_what_it_adds(known: Any, new: Any, count: int) -> None:
-    costs, scores = np.array(new).T
-    chosen = Staircase(*np.array(known).T, 1.0).most_growth(costs, scores, count)
-    so_far = list(known)
-    for place in chosen:
-        before = area(so_far, known)
-        gains = [area([*so_far, point], known) - before for point in new]
-        assert gains[place] == pytest.approx(max(gains))
-        so_far.append(new[place])
-    if len(chosen) < count:
-        before = area(so_far, known)
-        assert all(area([*so_far, point], known) == pytest.approx(before) for point in new)
+@given(POINTS, POINTS, st.tuples(SHARES, SHARES))
+def test_growth_is_beside_the_points_that_came_after(known: Any, more: Any, new: Any) -> None:
+    stairs = Staircase(*np.array(known).T, 1.0)
+    more = [(cost, score) for cost, score in more if cost >= min(known)[0]]
+    for cost, score in more:
+        stairs = stairs.with_point(cost, score)
+    grown = stairs.growth(np.array([new[0]]), np.array([new[1]]))[0]
+    expected = area([*known, *more, new], known) - area([*known, *more], known)
+    assert grown == pytest.approx(expected, abs=1e-12)
 
 
 def test_expected_growth_is_the_mean_growth_of_drawn_scores() -> None:

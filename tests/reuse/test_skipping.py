@@ -23,6 +23,24 @@ def test_the_prefix_is_skipped() -> None:
         assert (reuse.hits, reuse.misses) == (4, 2)
 
 
+@pytest.mark.parametrize("name", ["mobilenet", "resnext", "residual", "vit"])
+def test_the_work_before_a_unit_is_what_a_change_of_it_alone_leaves_out(name: str) -> None:
+    nested, batches = nest(name)
+    full, before = nested.space.largest(), nested.cuts.before
+    skipped: dict[str, int] = {}
+    for unit in nested.space.units:
+        with torch.no_grad(), nested.reusing() as reuse:
+            evaluate(nested, batches[:1])
+            with nested.activate(dict(full) | {unit.name: unit.choices[0]}):
+                evaluate(nested, batches[:1])
+            skipped[unit.name] = reuse.steps_skipped
+    assert before.keys() == skipped.keys()
+    assert all((skipped[u] > 0) == (share > 0) for u, share in before.items())
+    in_order = sorted(before, key=before.__getitem__)
+    assert [skipped[u] for u in in_order] == sorted(skipped.values())
+    assert max(before.values()) > 0.3
+
+
 def test_dropped_layers_share_what_comes_before_and_behind_nothing() -> None:
     nested, batches = nest("residual")
     (unit,) = (unit.name for unit in nested.space.units if unit.kind == "layer")

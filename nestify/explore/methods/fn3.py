@@ -5,14 +5,16 @@ dp of a unit, C of them are scored, and the best go on. What differs: it does no
 largest subnet block by block, but begins with even shares of every unit, and the whole front of
 score and cost goes on in place of K trajectories. Candidates also trade steps of two units, and mix
 two subnets. And few are scored: a Gaussian process, fitted to the scores so far, predicts some
-thousand a round, and those are scored by which the area under the front is likely to grow most.
-Where none promises that, what the process takes for noise may still lift a subnet above the front:
-those are scored by which the area grows most on average.
+thousand a round. In turns that one is scored by which the area under the front is likely to grow
+most, and the one by which it grows most on average: what the process takes for noise lifts one or
+the other subnet above the front. Growth counts by the work that it takes, of which subnets that
+begin alike share a part.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from nestify.errors import UsageError
 from nestify.explore.methods.genes import Genes, Rows
 from nestify.explore.methods.staircase import Staircase
 from nestify.explore.methods.surrogate import Surrogate
+from nestify.explore.methods.work import Work
 from nestify.explore.rounds import Merit, Problem, Round, Rounds
 from nestify.pareto import pareto
 
@@ -30,6 +33,7 @@ _EVEN = 16  # even shares to begin with, at most a sixth of the evaluations
 _GENERATIONS = 4  # of candidates, each from the likely front of the last, before any is scored
 _CHILDREN = 512  # a generation
 _OPTIMISM = 0.3  # standard deviations by which predictions are raised
+_OVERHEAD = 0.1  # of an evaluation's work, which it takes however little is left to compute
 _IDLE = 5  # rounds in which nothing new is found, after which nothing is left
 _HUGE = 1e100  # beyond which squares of scores have no room
 _FITTED = 512  # scores that the model is fitted to, the latest
@@ -49,7 +53,7 @@ class Fn3:
 
     candidates: int = 8
     window: float = 0.125
-    evaluations: int = 512
+    evaluations: int = 768
 
     def __post_init__(self) -> None:
         for name in ("candidates", "evaluations"):
@@ -89,6 +93,8 @@ class _Search:
         self._steps = np.maximum(1, np.round(window * self._genes.most)).astype(np.int64)
         self._random = np.random.default_rng(problem.seed)
         self._surrogate = Surrogate()
+        before = [problem.before.get(unit.name, 0.0) for unit in problem.space.units]
+        self._work = Work(np.array(before), self._genes.most)
 
     def even(self, count: int) -> Rows:
         """The largest subnet, and one share of every unit from the largest cost of use down.
@@ -103,7 +109,8 @@ class _Search:
 
     def score(self, rows: Rows) -> Rounds:
         """Have new rows scored; those clearly behind the better half are stopped."""
-        fresh = self._fresh(rows)
+        rows = rows[sorted(np.unique(rows, axis=0, return_index=True)[1])]
+        fresh = rows[self._unscored(rows)]
         if not len(fresh):
             return
         subnets, costs = [self._genes.subnet(row) for row in fresh], self._costs(fresh)
@@ -118,44 +125,53 @@ class _Search:
                 self._known_costs.append(cost)
                 self.scores.append(min(max(value, -_HUGE), _HUGE))
                 self._whole.append(whole)
+        self._work.note(fresh)
 
     def _merits(self, costs: Floats) -> list[Merit]:
         """What a score is worth: by how much it exceeds the best one known within that cost."""
         return [Merit(base) for base in self._stairs().best(costs).tolist()]
 
     def promising(self, count: int) -> Rows:
-        """The new rows by which the area under the front is likely to grow most.
-
-        Where fewer than ``count`` are likely to, the expected growth chooses the rest.
-        """
+        """The new rows by which the area under the front is likely to grow most for their work."""
         latest = np.array(self._rows[-_FITTED:])
         self._surrogate.fit(self._features(latest), np.array(self.scores[-_FITTED:]))
-        fresh = self._fresh(self._candidates())
-        costs = self._costs(fresh)
-        fresh, costs = fresh[costs <= self._most], costs[costs <= self._most]
-        if not len(fresh):
-            return fresh
-        means, deviations = self._surrogate.predict(self._features(fresh))
-        stairs = self._stairs()
-        chosen = stairs.most_growth(costs, means + _OPTIMISM * deviations, count)
-        if len(chosen) < count:
-            spread = np.hypot(deviations, self._surrogate.noise)
-            growth = stairs.expected_growth(costs, means, spread)
-            growth[chosen] = 0
-            rest = np.argsort(-growth, kind="stable")[: count - len(chosen)]
-            chosen += rest[growth[rest] > 0].tolist()
-        return fresh[chosen]
+        found = self._candidates()
+        fresh = found.at(self._unscored(found.rows) & (found.costs <= self._most))
+        return fresh.rows[self._chosen(fresh, count)]
 
-    def _candidates(self) -> Rows:
+    def _chosen(self, guesses: _Guesses, count: int) -> list[int]:
+        """Places of rows, each chosen by what it adds to those before it: in turns by the growth
+        that is likely, and by the growth on average if noise may lift any of them.
+        """
+        rows, costs, means, deviations = guesses
+        spread = np.hypot(deviations, self._surrogate.noise)
+        stairs, prints = self._stairs(), self._work.prints(rows)
+        left, open_ = self._work.left(prints), np.ones(len(rows))
+        chosen: list[int] = []
+        while len(chosen) < min(count, len(rows)):
+            growth = open_ * stairs.growth(costs, guesses.likely)
+            if len(chosen) % 2 or not growth.any():
+                growth = open_ * stairs.expected_growth(costs, means, spread)
+            worth = growth / (_OVERHEAD + left)
+            place = int(worth.argmax())
+            if worth[place] <= 0:
+                break
+            chosen.append(place)
+            open_[place] = 0
+            stairs = stairs.with_point(costs[place], guesses.likely[place])
+            left = np.minimum(left, self._work.left_after(prints, place))
+        return chosen
+
+    def _candidates(self) -> _Guesses:
         """Generations of children: first of the front, then of what its children make likely."""
         rows, costs, scores = self._scored()
-        rows = rows[pareto(costs.tolist(), scores.tolist())]
-        found = [rows]
+        found = self._guesses(rows[pareto(costs.tolist(), scores.tolist())])
+        parents = found.rows
         for _ in range(_GENERATIONS):
-            found.append(self._children(rows))
-            rows = np.unique(np.concatenate([rows, found[-1]]), axis=0)
-            rows = rows[pareto(self._costs(rows).tolist(), self._hopes(rows).tolist())]
-        return np.unique(np.concatenate(found), axis=0)
+            children = np.unique(self._children(parents), axis=0)
+            found = found.joined(self._guesses(children[_unlike(children, found.rows)]))
+            parents = found.rows[pareto(found.costs.tolist(), found.likely.tolist())]
+        return found
 
     def _children(self, parents: Rows) -> Rows:
         """A step of one unit, steps of two units traded, or two subnets mixed."""
@@ -173,9 +189,8 @@ class _Search:
         kind = draw.integers(3, size=(_CHILDREN, 1))
         return np.clip(np.choose(kind, [stepped, traded, mixed]), 0, most)
 
-    def _hopes(self, rows: Rows) -> Floats:
-        means, deviations = self._surrogate.predict(self._features(rows))
-        return means + _OPTIMISM * deviations
+    def _guesses(self, rows: Rows) -> _Guesses:
+        return _Guesses(rows, self._costs(rows), *self._surrogate.predict(self._features(rows)))
 
     def _features(self, rows: Rows) -> Floats:
         """Halving a unit counts the same wherever it starts, until next to nothing is left."""
@@ -196,8 +211,33 @@ class _Search:
     def _costs(self, rows: Rows) -> Floats:
         return self._problem.prices(self._genes.sizes(rows)) / self._full
 
-    def _fresh(self, rows: Rows) -> Rows:
-        """Without what was scored, and what occurs before."""
-        known = {row.tobytes() for row in self._rows}
-        new = {row.tobytes(): i for i, row in reversed(list(enumerate(rows)))}
-        return rows[sorted(i for key, i in new.items() if key not in known)]
+    def _unscored(self, rows: Rows) -> NDArray[np.bool_]:
+        return _unlike(rows, np.array(self._rows).reshape(-1, rows.shape[1]))
+
+
+class _Guesses(NamedTuple):
+    """Rows, what they cost, and the mean and deviation of what they may score."""
+
+    rows: Rows
+    costs: Floats
+    means: Floats
+    deviations: Floats
+
+    @property
+    def likely(self) -> Floats:
+        """Scores as an optimist sees them."""
+        return self.means + _OPTIMISM * self.deviations
+
+    def at(self, which: NDArray[np.bool_]) -> _Guesses:
+        rows, costs, means, deviations = self
+        return _Guesses(rows[which], costs[which], means[which], deviations[which])
+
+    def joined(self, other: _Guesses) -> _Guesses:
+        pairs: Any = zip(self, other, strict=True)
+        return _Guesses(*map(np.concatenate, pairs))
+
+
+def _unlike(rows: Rows, others: Rows) -> NDArray[np.bool_]:
+    """Which rows are not among ``others``."""
+    known = {row.tobytes() for row in others}
+    return np.array([row.tobytes() not in known for row in rows], dtype=bool)

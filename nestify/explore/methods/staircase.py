@@ -56,20 +56,6 @@ class Staircase:
         edges = np.append(self._costs, self._end)
         return np.maximum(0, edges[1:] - np.maximum(edges[:-1], costs[:, None]))
 
-    def most_growth(self, costs: Floats, scores: Floats, count: int) -> list[int]:
-        """Up to ``count`` places of points that together add much, the most first.
-
-        Each is chosen for what it adds to the area of those before it.
-        """
-        stairs, chosen = self, list[int]()
-        while len(chosen) < count:
-            growth = stairs.growth(costs, scores)
-            place = int(growth.argmax())
-            if growth[place] <= 0:
-                break
-            chosen.append(place)
-            stairs = stairs._with(costs[place], scores[place])
-        return chosen
-
-    def _with(self, cost: float, score: float) -> Staircase:
+    def with_point(self, cost: float, score: float) -> Staircase:
+        """The staircase that one more point makes."""
         return Staircase(np.append(self._costs, cost), np.append(self._scores, score), self._end)

@@ -20,6 +20,7 @@ __all__ = ["Surrogate"]
 _CONSTANT = 10.0  # variance of the common level
 _GROWN = 1.25  # times as many values as when the settings were last found: they are found again
 _STEPS, _RATE = 40, 0.1  # of Adam
+_JUDGED = 256  # values that settings are judged by, at most: the time grows with their cube
 _ROOT5 = math.sqrt(5)
 
 Floats = NDArray[Any]
@@ -51,7 +52,8 @@ class Surrogate:
         if self._settings is None:
             self._settings = _Settings(self._points.shape[1])
         if len(target) >= _GROWN * self._settled:
-            self._settings.settle(self._points, target)
+            some = _some(len(target))
+            self._settings.settle(self._points[some], target[some])
             self._settled = len(target)
         self._lower = _factor(self._settings.covariance(self._points))
         self._weights = torch.cholesky_solve(target[:, None], self._lower)[:, 0]
@@ -96,8 +98,8 @@ class _Settings:
         """The covariance of each of ``a`` with each of ``b``, without noise."""
         matern, linear, _ = self._variances()
         distance = _ROOT5 * torch.cdist(a * self._scales(), b * self._scales())
-        smooth = (1 + distance + distance**2 / 3) * torch.exp(-distance)
-        return matern * smooth + linear / a.shape[1] * (a @ b.T) + _CONSTANT
+        smooth = (1 + distance + distance**2 / 3).mul_(distance.neg_().exp_())
+        return smooth.mul_(matern).add_(a @ b.T, alpha=linear / a.shape[1]).add_(_CONSTANT)
 
     def alone(self, points: Tensor) -> Tensor:
         """The variance at each point."""
@@ -140,6 +142,11 @@ class _Settings:
         ]
         slope = torch.cat([-(self._scales() ** 2) * apart, torch.stack(variances)])
         return slope + self._sure * (self._logs - self._usual)
+
+
+def _some(count: int) -> Tensor:
+    """Places of the values that settings are judged by."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(count))[:_JUDGED]
 
 
 def _factor(covariance: Tensor) -> Tensor:
