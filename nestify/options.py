@@ -30,7 +30,7 @@ def read_options(kind: Any, text: str, what: str) -> dict[str, Any]:
     Fields are those with a default that text can say. ``what`` names the owner in errors.
 
     Raises:
-        UsageError: an unknown field, or a value that does not fit it.
+        UsageError: an unknown field, one given twice, or a value that does not fit it.
     """
     fields = {f.name: type(f.default) for f in dataclasses.fields(kind) if type(f.default) in _SAID}
     options: dict[str, Any] = {}
@@ -39,6 +39,8 @@ def read_options(kind: Any, text: str, what: str) -> dict[str, Any]:
         if key not in fields:
             valid = ", ".join(fields) or "it has none"
             raise UsageError(f"{what} has no option {key!r}; valid: {valid}")
+        if key in options:
+            raise UsageError(f"option {key} of {what} is given twice")
         try:
             options[key] = fields[key](value)
         except ValueError:

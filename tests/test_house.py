@@ -23,6 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "options",
         "processes",
         "usercode",
+        "valid",
         "space",
         "draws",
         "trees",

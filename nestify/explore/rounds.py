@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestify.space import SearchSpace, Subnet
+from nestify.valid import Valid, check
 
-__all__ = ["Merit", "Method", "Priced", "Problem", "Round", "Rounds", "Scores"]
+__all__ = ["Merit", "Method", "Priced", "Problem", "Round", "Rounds", "Scores", "check_options"]
 
 Priced = Sequence[Subnet] | Mapping[str, NDArray[np.int64]]  # or columns of sizes, by unit
 Prices = Callable[[Priced], NDArray[np.float64]]
@@ -99,3 +100,14 @@ class Method(Protocol):
     def rounds(self, problem: Problem) -> Rounds:
         """Yield rounds until nothing is left to ask; end early once ``problem.left`` is 0."""
         ...
+
+
+def check_options(method: Method, **valid: Valid) -> None:
+    """Raise UsageError where an option of ``method`` is not valid; names are those of the options.
+
+    >>> from nestify.explore.methods.sampling import Uniform
+    >>> from nestify.valid import whole
+    >>> check_options(Uniform(), count=whole(1))
+    """
+    given = {name: getattr(method, name) for name in valid}
+    check(f"method {type(method).__name__.lower()}", given, valid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import zlib
@@ -113,7 +114,7 @@ def test_greedy_keeps_the_cheapest_step() -> None:
     changed = [name for name, size in second.subnets[0].items() if size < 64]
     assert set(changed) >= {"u1"}
     assert len(Table(nested).run("greedy{judge=score}").scores) > 20
-    with pytest.raises(UsageError, match="judge of method greedy must be rate or score"):
+    with pytest.raises(UsageError, match="judge of method greedy must be one of rate, score"):
         parse_method("greedy{judge=luck}")
 
 
@@ -252,14 +253,36 @@ def test_evolution_beats_draws() -> None:
         ("fn3{", "unknown method"),
         ("fn3{speed=3}", "method fn3 has no option 'speed'; valid: candidates, window"),
         ("fn3{window=wide}", "option window of method fn3 must be float, not 'wide'"),
-        ("fn3{window=0}", "window of method fn3 must be in"),
-        ("fn3{candidates=0}", "candidates of method fn3 must be at least 1; got 0"),
-        ("evolution{population=2}", "at least 4; got 2"),
+        ("fn3{window=0.1,window=0.5}", "option window of method fn3 is given twice"),
+        ("fn3{window=0}", r"window of method fn3 must be a number in \(0, 1\]; got 0.0"),
+        ("fn3{window=nan}", r"window of method fn3 must be a number in \(0, 1\]; got nan"),
+        ("fn3{candidates=0}", "candidates of method fn3 must be a whole number from 1 on; got 0"),
+        ("fn3{evaluations=-1}", "evaluations of method fn3 must be .* from 1 on; got -1"),
+        ("algorithm1{candidates=-1}", "candidates of method algorithm1 .* from 1 on; got -1"),
+        ("algorithm1{trajectories=0}", "trajectories of method algorithm1 .* from 1 on; got 0"),
+        ("algorithm1{window=-3}", r"window of method algorithm1 must be .* in \[0, 1\]; got -3"),
+        ("algorithm1{window=inf}", r"window of method algorithm1 must be .* in \[0, 1\]; got inf"),
+        ("algorithm1{window=nan}", r"window of method algorithm1 must be .* in \[0, 1\]; got nan"),
+        ("greedy{window=2}", r"window of method greedy must be a number in \(0, 1\]; got 2"),
+        ("greedy{judge=me}", "judge of method greedy must be one of rate, score; got 'me'"),
+        ("evolution{population=2}", "population of method evolution .* from 4 on; got 2"),
+        ("evolution{generations=-1}", "generations of method evolution .* from 1 on; got -1"),
+        ("random{count=-5}", "count of method random must be a whole number from 1 on; got -5"),
+        ("uniform{count=0}", "count of method uniform must be a whole number from 1 on; got 0"),
     ],
 )
 def test_wrong_methods_are_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_method(text)
+
+
+def test_every_option_has_its_range() -> None:
+    """One that nobody checks would end in a crash, or be taken for another, deep in a search."""
+    for name in METHODS:
+        for option in dataclasses.fields(cast(Any, parse_method(name))):
+            said = "nobody" if option.type == "str" else "-7"
+            with pytest.raises(UsageError, match=f"{option.name} of method {name} must be"):
+                parse_method(f"{name}{{{option.name}={said}}}")
 
 
 def test_steps() -> None:

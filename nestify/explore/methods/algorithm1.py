@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nestify.explore.methods.steps import fewer, subnet_with
-from nestify.explore.rounds import Problem, Round, Rounds
+from nestify.explore.rounds import Problem, Round, Rounds, check_options
 from nestify.space import Subnet, Unit
+from nestify.valid import real, whole
 
 __all__ = ["Algorithm1"]
 
@@ -26,11 +27,17 @@ class Algorithm1:
     """Keep the ``trajectories`` (K) best of the ``candidates`` (C) children of each.
 
     ``window`` (dp) is the share of a unit that a step removes; 0 is the paper's one block.
+
+    Raises:
+        UsageError: an option out of range.
     """
 
     trajectories: int = 3
     candidates: int = 10
     window: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_options(self, trajectories=whole(1), candidates=whole(1), window=real(0, 1))
 
     def rounds(self, problem: Problem) -> Rounds:
         """Yield the children of each step, best scores first to go on."""

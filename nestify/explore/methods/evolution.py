@@ -14,7 +14,8 @@ import torch
 
 from nestify.errors import UsageError
 from nestify.explore.methods.genes import Genes, Rows
-from nestify.explore.rounds import Problem, Round, Rounds
+from nestify.explore.rounds import Problem, Round, Rounds, check_options
+from nestify.valid import whole
 
 __all__ = ["Evolution"]
 
@@ -24,17 +25,14 @@ class Evolution:
     """Generations of ``population`` subnets, until ``generations`` are over.
 
     Raises:
-        UsageError: a population below 4; pymoo is not installed.
+        UsageError: an option out of range; pymoo is not installed.
     """
 
     population: int = 32
     generations: int = 32
 
     def __post_init__(self) -> None:
-        if self.population < 4:
-            raise UsageError(
-                f"population of method evolution must be at least 4; got {self.population}"
-            )
+        check_options(self, population=whole(4), generations=whole(1))
 
     def rounds(self, problem: Problem) -> Rounds:
         """Yield generations."""

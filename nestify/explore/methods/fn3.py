@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nestify.errors import UsageError
 from nestify.explore.methods.genes import Genes, Rows
 from nestify.explore.methods.staircase import Staircase
 from nestify.explore.methods.surrogate import Surrogate
 from nestify.explore.methods.work import Work
-from nestify.explore.rounds import Merit, Problem, Round, Rounds
+from nestify.explore.rounds import Merit, Problem, Round, Rounds, check_options
 from nestify.pareto import pareto
+from nestify.valid import real, whole
 
 __all__ = ["Fn3"]
 
@@ -56,13 +56,9 @@ class Fn3:
     evaluations: int = 768
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "evaluations"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"{name} of method fn3 must be at least 1; got {getattr(self, name)}"
-                )
-        if not 0 < self.window <= 1:
-            raise UsageError(f"window of method fn3 must be in (0, 1]; got {self.window}")
+        check_options(
+            self, candidates=whole(1), window=real(0, 1, above=True), evaluations=whole(1)
+        )
 
     def rounds(self, problem: Problem) -> Rounds:
         """Yield even shares of every unit, then candidates."""
@@ -119,12 +115,12 @@ class _Search:
         else:
             answer = yield Round(subnets)
         told = zip(fresh, costs.tolist(), answer.values, answer.whole, strict=True)
-        for row, cost, value, whole in told:
+        for row, cost, value, entire in told:
             if value is not None:
                 self._rows.append(row)
                 self._known_costs.append(cost)
                 self.scores.append(min(max(value, -_HUGE), _HUGE))
-                self._whole.append(whole)
+                self._whole.append(entire)
         self._work.note(fresh)
 
     def _merits(self, costs: Floats) -> list[Merit]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nestify.errors import UsageError
 from nestify.explore.methods.steps import shrunk, subnet_with
-from nestify.explore.rounds import Merit, Problem, Round, Rounds
+from nestify.explore.rounds import Merit, Problem, Round, Rounds, check_options
 from nestify.space import Subnet
+from nestify.valid import one_of, real
 
 __all__ = ["Greedy"]
 
@@ -29,10 +29,7 @@ class Greedy:
     judge: str = "rate"
 
     def __post_init__(self) -> None:
-        if self.judge not in ("rate", "score"):
-            raise UsageError(f"judge of method greedy must be rate or score; got {self.judge!r}")
-        if not 0 < self.window <= 1:
-            raise UsageError(f"window of method greedy must be in (0, 1]; got {self.window}")
+        check_options(self, window=real(0, 1, above=True), judge=one_of("rate", "score"))
 
     def rounds(self, problem: Problem) -> Rounds:
         """Yield all single steps from where the descent stands."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nestify.explore.rounds import Problem, Round, Rounds
+from nestify.explore.rounds import Problem, Round, Rounds, check_options
+from nestify.valid import whole
 
 __all__ = ["Random", "Uniform"]
 
@@ -16,9 +17,16 @@ _ROUND = 32  # subnets a round: enough to keep workers busy
 
 @dataclass(frozen=True, slots=True)
 class Random:
-    """Subnets drawn from the space, each unit on its own."""
+    """Subnets drawn from the space, each unit on its own.
+
+    Raises:
+        UsageError: an option out of range.
+    """
 
     count: int = 256
+
+    def __post_init__(self) -> None:
+        check_options(self, count=whole(1))
 
     def rounds(self, problem: Problem) -> Rounds:
         """Yield draws, the largest subnet first."""
@@ -33,9 +41,16 @@ class Random:
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """One share of every unit, from all of it down."""
+    """One share of every unit, from all of it down.
+
+    Raises:
+        UsageError: an option out of range.
+    """
 
     count: int = 32
+
+    def __post_init__(self) -> None:
+        check_options(self, count=whole(1))
 
     def rounds(self, problem: Problem) -> Rounds:
         """Yield one round."""
