@@ -28,6 +28,7 @@ from nestify.files import Fields, read_json
 from nestify.fingerprints import Fingerprint
 from nestify.pareto import pareto
 from nestify.space import Subnet
+from nestify.usercode import kind_of
 
 FORMAT = "nestify-plan"
 VERSION = 2
@@ -169,8 +170,8 @@ class Plan:
             True
 
         Raises:
-            UsageError: the other plan is of another model, recipe, evaluator or convention, or a
-                subnet has another score there.
+            UsageError: the other is no plan, or of another model, recipe, evaluator or convention,
+                or a subnet has another score there.
         """
         return merged(self, other)
 
@@ -207,8 +208,10 @@ class Plan:
 _SAME = ("fingerprint", "recipe", "convention", "scoring", "evaluator")
 
 
-def merged(one: Plan, other: Plan) -> Plan:
+def merged(one: Plan, other: object) -> Plan:
     """`Plan.merged`."""
+    if not isinstance(other, Plan):
+        raise UsageError(f"a plan is merged with another plan, not with {kind_of(other)}")
     for name in _SAME:
         mine, theirs = getattr(one, name), getattr(other, name)
         if mine != theirs:

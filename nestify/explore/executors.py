@@ -20,12 +20,13 @@ import torch
 
 from nestify.errors import CaptureError, UsageError
 from nestify.processes import end_with_parent
+from nestify.valid import Valid, check, whole
 
 if TYPE_CHECKING:
     from nestify.explore.evaluators import Evaluator, Samples
     from nestify.space import Subnet
 
-__all__ = ["Executor", "Result", "Task", "executor"]
+__all__ = ["WORKERS", "Executor", "Result", "Task", "executor"]
 
 
 class Task(NamedTuple):
@@ -55,21 +56,24 @@ class Executor(Protocol):
         ...
 
 
+def _is_ray(workers: Any) -> bool:
+    return isinstance(workers, str) and re.fullmatch(r"ray(:0*[1-9][0-9]*)?", workers) is not None
+
+
+WORKERS = whole(1) | Valid("'ray' or 'ray:N'", _is_ray)
+
+
 def executor(evaluator: Evaluator, workers: int | str) -> Executor:
     """An executor of ``workers``: 1 is this process, more are processes, ``"ray:N"`` is Ray.
 
     Raises:
         UsageError: no such kind of workers, or Ray is not installed.
     """
+    check("search", {"workers": workers}, {"workers": WORKERS})
     if isinstance(workers, str):
-        kind, _, count = workers.partition(":")
-        if workers == "ray" or (kind == "ray" and count.isdigit() and int(count)):
-            return _Ray(evaluator, int(count) if count else None)
-    elif workers == 1:
-        return _Here(evaluator)
-    elif workers > 1:
-        return _Processes(evaluator, workers)
-    raise UsageError(f"workers must be a number from 1 on, 'ray' or 'ray:N', not {workers!r}")
+        count = workers.partition(":")[2]
+        return _Ray(evaluator, int(count) if count else None)
+    return _Here(evaluator) if workers == 1 else _Processes(evaluator, int(workers))
 
 
 def _threads(workers: int) -> int:

@@ -7,6 +7,7 @@ smallest are among them, and points are placed just inside each set of constrain
 from __future__ import annotations
 
 import math
+import operator
 import os
 import time
 import uuid
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestify.constraints import check_constraints, excess, infeasible_message, meets
 from nestify.errors import InfeasibleError, UsageError
+from nestify.explore.arguments import ARGUMENTS
 from nestify.explore.evaluators import Evaluator
 from nestify.explore.executors import executor
 from nestify.explore.fidelity import fidelity
@@ -29,6 +31,7 @@ from nestify.explore.storage import Storage
 from nestify.fingerprints import fingerprint
 from nestify.plans import Plan
 from nestify.targets import load_target, usable_target
+from nestify.valid import check
 
 if TYPE_CHECKING:
     from nestify.nested import NestedModel
@@ -95,15 +98,22 @@ def search(
         The plan.
 
     Raises:
-        UsageError: an unknown method, target or cost; an evaluate that returns no finite number,
-            or, with ``storage`` and no ``evaluator``, that closes over what cannot be told.
+        UsageError: an argument of a wrong type or value; an unknown method, target or cost; an
+            evaluate that returns no finite number, or, with ``storage`` and no ``evaluator``, that
+            closes over what cannot be told.
         InfeasibleError: even the smallest subnet misses a constraint.
         CaptureError: evaluate failed; the message shows its line.
         ArtifactError: the storage is not a search's.
     """
+    check("search", locals(), ARGUMENTS)  # before anything else is a local
     targets = (target,) if isinstance(target, str) else tuple(target)
     bounds = dict(constraints or {})
-    _check(targets, bounds, max_evaluations, evaluate, batches)
+    seed = operator.index(seed)  # a plan holds numbers of JSON, not NumPy's
+    for name in targets:
+        usable_target(name)
+    check_constraints(bounds, targets)
+    if batches is not None and evaluate is None:
+        raise UsageError("batches= are for an evaluate(model, batch); there is no evaluate")
     chosen = parse_method(method)
     if not nested.space.units and nested.graph.original is None:
         raise UsageError(
@@ -163,24 +173,6 @@ def _evaluating(nested: NestedModel) -> Generator[None]:
         yield
     finally:
         nested.train(was_training)
-
-
-def _check(
-    targets: Sequence[str],
-    bounds: Mapping[str, float],
-    max_evaluations: int | None,
-    evaluate: object,
-    batches: object,
-) -> None:
-    if not targets or len(set(targets)) < len(targets):
-        raise UsageError(f"targets must be one or more distinct names, not {list(targets)}")
-    for name in targets:
-        usable_target(name)
-    if max_evaluations is not None and max_evaluations < 3:
-        raise UsageError(f"max_evaluations must be at least 3, not {max_evaluations}")
-    if batches is not None and evaluate is None:
-        raise UsageError("batches= are for an evaluate(model, batch); there is no evaluate")
-    check_constraints(bounds, targets)
 
 
 def _check_feasible(nested: NestedModel, pricer: Pricer, bounds: Mapping[str, float]) -> None:

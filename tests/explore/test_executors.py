@@ -233,9 +233,9 @@ def test_what_cannot_be_sent_is_said() -> None:
         pack(Evaluator(nested_net(), lambda model: held.locked()))
 
 
-@pytest.mark.parametrize("workers", [0, -1, "dask", "ray:", "ray:0", "ray:x"])
+@pytest.mark.parametrize("workers", [0, -1, "dask", "ray:", "ray:0", "ray:x", "ray:²"])
 def test_unknown_workers_are_refused(workers: Any) -> None:
-    with pytest.raises(UsageError, match="workers must be a number from 1 on, 'ray' or 'ray:N'"):
+    with pytest.raises(UsageError, match=r"workers of search .* from 1 on, or 'ray' or 'ray:N'"):
         searched(nested_net(), workers)
 
 

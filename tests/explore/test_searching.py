@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import sys
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,6 +20,7 @@ import nestify
 from nestify import targets
 from nestify.errors import CaptureError, InfeasibleError, UsageError
 from nestify.explore import METHODS, fidelity, search
+from nestify.explore.arguments import ARGUMENTS
 from nestify.explore.methods.steps import between, nearest, shrunk
 from nestify.fingerprints import fingerprint
 from nestify.plans import Plan
@@ -313,10 +316,32 @@ def test_any_tensor_has_a_fingerprint(tensor: torch.Tensor) -> None:
     [
         ({"method": "magic"}, "unknown method 'magic': the methods are fn3, algorithm1, greedy"),
         ({"target": "gpu"}, "unknown target 'gpu'"),
-        ({"target": ()}, "one or more distinct names"),
+        ({"target": ()}, r"one or more distinct names, such as 'cpu'; got \(\)"),
         ({"target": ("sim", "sim")}, "one or more distinct names"),
-        ({"max_evaluations": 2}, "at least 3, not 2"),
+        ({"target": 5}, "target of search must be one or more distinct names, .*; got 5"),
+        ({"target": ["sim", 5]}, r"one or more distinct names, .*; got \['sim', 5\]"),
+        ({"method": None}, "method of search must be a string, such as 'fn3' or .*; got None"),
+        ({"max_evaluations": 2}, "must be a whole number from 3 on, or None; got 2"),
+        ({"max_evaluations": "5"}, "must be a whole number from 3 on, or None; got '5'"),
+        ({"max_evaluations": math.inf}, "must be a whole number from 3 on, or None; got inf"),
+        ({"workers": 1.5}, "must be a whole number from 1 on, or 'ray' or 'ray:N'; got 1.5"),
+        ({"workers": True}, "workers of search .*; got True"),
+        ({"workers": None}, "workers of search .*; got None"),
+        ({"seed": "lucky"}, "seed of search must be a whole number from 0 to .*; got 'lucky'"),
+        ({"seed": -1}, "seed of search must be a whole number from 0 to .*; got -1"),
+        ({"seed": 2**63}, "seed of search must be a whole number from 0 to .*; got 9"),
+        ({"seed": None}, "seed of search must be a whole number from 0 to .*; got None"),
         ({"constraints": {"flops": 3}}, "unknown cost 'flops'"),
+        ({"constraints": {5: 3}}, r"bounds by the name of their cost, .*; got \{5: 3\}"),
+        ({"constraints": 5}, "constraints of search must be bounds .*, or None; got 5"),
+        ({"storage": 5}, "storage of search must be the path of a file, or None; got 5"),
+        ({"batches": 5}, "batches of search must be batches, such as a list .*, or None; got 5"),
+        ({"calibrate": 5}, "calibrate of search must be batches, .*, or None; got 5"),
+        ({"convention": ["torch"]}, r"must be one of torch, caffe; got \['torch'\]"),
+        ({"evaluator": 5}, "evaluator of search must be a string, or None; got 5"),
+        ({"reuse_bytes": -1}, "reuse_bytes of search must be a whole number from 0 on; got -1"),
+        ({"progress": 5}, "progress of search must be a function .*, or None; got 5"),
+        ({"evaluate": 5}, "evaluate of search must be a function that .*, or None; got 5"),
         ({"evaluate": lambda model: None}, "must return a number, not None"),
         ({"evaluate": lambda model: "high"}, "must return a number, not a str"),
         ({"evaluate": lambda model: math.nan}, "must return a finite number, not nan"),
@@ -328,6 +353,31 @@ def test_wrong_usage(options: dict[str, Any], message: str) -> None:
         run(nested, **options)
     assert nested.training
     assert nested.active == nested.space.largest()
+
+
+def test_every_argument_is_checked() -> None:
+    assert list(ARGUMENTS) == list(inspect.signature(search).parameters)
+    with pytest.raises(UsageError, match=r"must be a nested model, .*; got Linear"):
+        search(cast(Any, nn.Linear(2, 2)), evaluate)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    """As is what can be iterated over by its items alone, as a data set of torch."""
+
+    class Items:
+        def __getitem__(self, place: int) -> float:
+            return [0.5, 0.25][place]
+
+    plan = run(
+        chain(2),
+        evaluate=lambda model, batch: [batch] * 4,
+        batches=Items(),
+        seed=np.int64(3),
+        workers=np.int64(1),
+        max_evaluations=np.int32(4),
+    )
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json").seed == 3
 
 
 def test_an_evaluate_that_fails_shows_its_line() -> None:

@@ -47,6 +47,12 @@ def test_constraints_may_name_targets() -> None:
         parse_constraints(["latency@phone=8"])
 
 
+def test_only_plans_merge() -> None:
+    other: Any = None
+    with pytest.raises(UsageError, match="merged with another plan, not with None"):
+        small_plan().merged(other)
+
+
 def test_plans_of_the_same_model_merge() -> None:
     both = on_two_targets()
     there = tuple(replace(p, costs={"phone": p.costs["phone"]}) for p in both.points[2:])
