@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nestify.errors import UsageError
 from nestify.explore.executors import Task
 from nestify.explore.racing import behind, stages
 from nestify.explore.rounds import Round, Scores
@@ -28,6 +29,9 @@ class Ledger:
     >>> ledger = Ledger(executor, parts=1, storage=None, limit=64)
     >>> ledger.ask(Round([nested.space.largest()])).values
     [1.0]
+
+    Raises:
+        UsageError: a batch has other numbers of samples under two subnets.
 
     Attributes:
         scores: the score of every subnet that was scored on all the data, in the order of rounds.
@@ -51,6 +55,7 @@ class Ledger:
         self._stages = stages(parts)
         self._limit = limit
         self._known: dict[Task, Samples] = {}
+        self._counts: dict[int, tuple[Subnet, int]] = {}  # of samples, by part, and who had them
         self._touched: set[Subnet] = set()
         self._total = 0  # samples in all, known once a subnet is scored whole
 
@@ -79,6 +84,7 @@ class Ledger:
     def _run(self, tasks: Sequence[Task]) -> None:
         unknown = [task for task in tasks if not self._look_up(task)]
         for result in self._executor.run(unknown):
+            self._check_count(result.task, result.samples)
             if self._storage is not None:
                 self._storage.add(*result.task, result.samples, result.seconds)
             self.ran += 1
@@ -88,8 +94,19 @@ class Ledger:
         if task not in self._known and self._storage is not None:
             found = self._storage.samples(*task)
             if found is not None:
+                self._check_count(task, found)
                 self._learn(task, found)
         return task in self._known
+
+    def _check_count(self, task: Task, samples: Samples) -> None:
+        """Subnets are compared sample by sample, so all have the same ones of a batch."""
+        first, count = self._counts.setdefault(task.part, (task.subnet, len(samples)))
+        if len(samples) != count:
+            raise UsageError(
+                "evaluate(model, batch) must return the score of each sample of the batch, as many "
+                f"under every subnet: of batch {task.part} it returned {count} under {first} and "
+                f"{len(samples)} under {task.subnet}"
+            )
 
     def _learn(self, task: Task, samples: Samples) -> None:
         self._known[task] = samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -46,6 +47,23 @@ def test_scores_of_a_batch_are_checked(values: Any, message: str) -> None:
     judged = evaluator(lambda model, batch: values, [0])
     with pytest.raises(UsageError, match=message):
         judged.run(judged.nested.space.largest(), 0)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_batch_has_as_many_scores_under_every_subnet(stored: bool, tmp_path: Path) -> None:
+    """They are compared sample by sample, and their mean is over all of them."""
+    storage = tmp_path / "scores.db" if stored else None
+
+    def confident(model: Any, batch: int) -> list[float]:
+        return [1.0] * (20 - (batch == 1 and min(model.active.values()) < 64))
+
+    for method in ("fn3", "random"):
+        with pytest.raises(
+            UsageError,
+            match=r"as many under every subnet: of batch 1 it returned 20 under Subnet\(.*64.*\) "
+            r"and 19 under Subnet",
+        ):
+            search(cast(Any, chain(2)), confident, batches=[0, 1], method=method, storage=storage)
 
 
 def test_no_batches_are_refused() -> None:
