@@ -12,9 +12,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from nestify.trees import tensors_in, tensors_of
+from nestify.trees import tensors_in, tensors_of, weights_in
 
-__all__ = ["UNCHANGED", "Look", "Weights", "digest", "look_at", "same_bits", "settings", "twin"]
+__all__ = [
+    "UNCHANGED",
+    "Look",
+    "Snapshot",
+    "Weights",
+    "digest",
+    "look_at",
+    "same_bits",
+    "settings",
+    "twin",
+]
 
 UNCHANGED = 1 << 62
 
@@ -136,7 +146,7 @@ class Weights:
         """
         tensors = list(tensors_in(root))
         try:
-            prints: list[Hashable] = [(t.data_ptr(), t._version, t.stride()) for t in tensors]
+            prints = [_place(tensor, tensor._version) for tensor in tensors]
         except RuntimeError:  # made in inference mode
             return None
         if prints == self._prints:
@@ -152,6 +162,69 @@ class Weights:
         self._held = [tensor.detach() for tensor in tensors]
         self.addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         return first
+
+
+class Snapshot:
+    """Tells whether the parameters of a module tree hold what they held when it was taken.
+
+    Only those that were written into or lie elsewhere are compared, by their bits: weights that
+    were swapped for others and back are no change.
+
+    >>> net = nn.Linear(2, 2)
+    >>> snapshot = Snapshot(net)
+    >>> with torch.no_grad():
+    ...     _ = net.bias.add_(1)
+    >>> snapshot.changed(net)
+    'bias'
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._held: dict[str, tuple[Hashable, torch.Tensor]] = {}
+        self._places = _places(root)
+        self._bits: dict[str, Hashable] = {}
+        for name, weight in root.named_parameters(remove_duplicate=False):
+            self._hold(name, weight)
+            self._bits[name] = _bits(weight)
+
+    def changed(self, root: nn.Module, *, closely: bool = False) -> str | None:
+        """The name of a parameter that holds something else, or is not there in one of both.
+
+        ``closely`` compares all: what is written through ``.data`` or NumPy leaves no sign.
+        """
+        places = _places(root)
+        if places == self._places and not closely:
+            return None
+        weights = dict(root.named_parameters(remove_duplicate=False))
+        if weights.keys() != self._bits.keys():
+            return min(weights.keys() ^ self._bits.keys())
+        for name, weight in weights.items():
+            if closely or _place(weight, _writes(weight)) != self._held[name][0]:
+                if _bits(weight) != self._bits[name]:
+                    return name
+                self._hold(name, weight)
+        self._places = places
+        return None
+
+    def _hold(self, name: str, weight: torch.Tensor) -> None:
+        """While the memory is held no other tensor can come to lie there and look the same."""
+        self._held[name] = _place(weight, _writes(weight)), weight.detach()
+
+
+def _places(root: nn.Module) -> list[Hashable]:
+    return [_place(weight, _writes(weight)) for weight in weights_in(root)]
+
+
+def _place(tensor: torch.Tensor, writes: int) -> Hashable:
+    return tensor.data_ptr(), writes, tensor.stride()
+
+
+def _writes(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _bits(tensor: torch.Tensor) -> Hashable:
+    """What tells values apart, whatever their layout."""
+    return tensor.dtype, tensor.shape, digest(tensor.detach().contiguous())
 
 
 def _may_be_kept(tensor: torch.Tensor) -> bool:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from nestify.errors import UsageError
 from nestify.explore.codeprints import codeprint
+from nestify.recognition import Snapshot
 from nestify.trees import modules_in
 from nestify.usercode import kind_of, user_code
 
@@ -97,21 +98,41 @@ class Evaluator:
         """The scores of one part: of each sample of a batch, or of the subnet as a whole.
 
         Raises:
-            UsageError: the function gives no finite number, or not one for each sample.
+            UsageError: the function gives no finite number, or not one for each sample, or it
+                changed the weights.
             CaptureError: the function failed; the message shows its line.
         """
         if self.calibrate is not None and not self.nested.is_calibrated(subnet):
             self.nested.calibrate(subnet, self.calibrate)
         if any(module.training for module in modules_in(self.nested)):
             self.nested.eval()  # a function has left it in training mode
+        _ = self._weights  # as they are before the function sees them
         with self.nested.activate(subnet):
             if self.batches is None:
                 with user_code("evaluate(model)"):
                     value = self.function(self.nested)
-                return np.array([_number(value)])
-            with user_code("evaluate(model, batch)"):
-                values = self.function(self.nested, self.batches[part])
-        return _samples(values)
+            else:
+                with user_code("evaluate(model, batch)"):
+                    value = self.function(self.nested, self.batches[part])
+        self.check_weights()
+        return np.array([_number(value)]) if self.batches is None else _samples(value)
+
+    @cached_property
+    def _weights(self) -> Snapshot:
+        return Snapshot(self.nested)
+
+    def check_weights(self, *, closely: bool = False) -> None:
+        """Raise UsageError where the function changed the weights since the first run.
+
+        ``closely`` also sees what leaves no sign, at the cost of reading all weights.
+        """
+        changed = self._weights.changed(self.nested, closely=closely)
+        if changed is not None:
+            raise UsageError(
+                f"evaluate changed the weights of the model ({changed!r}), so that the scores of "
+                "other subnets would be of another network: let it change a network of its own, "
+                "such as model.extract(model.active)"
+            )
 
 
 def _held(batches: Iterable[Any], name: str) -> Sequence[Any]:

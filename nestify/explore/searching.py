@@ -99,8 +99,8 @@ def search(
 
     Raises:
         UsageError: an argument of a wrong type or value; an unknown method, target or cost; an
-            evaluate that returns no finite number, or, with ``storage`` and no ``evaluator``, that
-            closes over what cannot be told.
+            evaluate that returns no finite number, or changes the weights, or, with ``storage`` and
+            no ``evaluator``, closes over what cannot be told.
         InfeasibleError: even the smallest subnet misses a constraint.
         CaptureError: evaluate failed; the message shows its line.
         ArtifactError: the storage is not a search's.
@@ -139,6 +139,8 @@ def search(
         if progress is not None:
             ledger.told = _teller(progress, ledger, pricer, max_evaluations)
         _explore(nested, chosen, ledger, pricer, seed, bounds)
+        if workers == 1:  # others evaluate copies
+            judge.check_weights(closely=True)
         points = pricer.points(ledger.scores)
     return Plan(
         model=None,

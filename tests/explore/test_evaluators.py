@@ -94,6 +94,73 @@ def test_every_subnet_is_calibrated_before_it_is_scored() -> None:
         assert slim(x).double().sum().item() == pytest.approx(score, rel=1e-5)
 
 
+def small_net() -> tuple[nestify.NestedModel, torch.Tensor]:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 3)
+    x = torch.randn(4, 1, 9, 9)
+    return nestify.transform(nn.Sequential(*layers), "fn3-channel{where=all}", (x,)), x
+
+
+def tune(model: nn.Module, x: torch.Tensor) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+def add_by_data(model: nn.Module, x: torch.Tensor) -> None:
+    next(model.parameters()).data.add_(x.mean())
+
+
+def put_another(model: nn.Module, x: torch.Tensor) -> None:
+    first = cast(Any, model).get_submodule("0")
+    first.weight = nn.Parameter(first.weight + x.mean())
+
+
+@pytest.mark.parametrize("change", [tune, add_by_data, put_another])
+def test_an_evaluate_that_changes_the_weights_is_refused(change: Any) -> None:
+    """The scores of later subnets would be of another network."""
+    nested, x = small_net()
+
+    def evaluate(model: nn.Module) -> float:
+        change(model, x)
+        return 0.5
+
+    with pytest.raises(UsageError, match=r"evaluate changed the weights .*'0\.weight'.*extract"):
+        search(nested, evaluate, max_evaluations=4, method="uniform")
+
+
+def test_a_worker_notices_changed_weights() -> None:
+    nested, x = small_net()
+
+    def evaluate(model: nn.Module) -> float:
+        tune(model, x)
+        return 0.5
+
+    with pytest.raises(UsageError, match="evaluate changed the weights"):
+        search(nested, evaluate, max_evaluations=4, method="uniform", workers=2)
+
+
+def test_what_leaves_the_weights_as_they_were_is_no_change() -> None:
+    """Averages that are swapped in and out, statistics of norms, another layout, a copy tuned."""
+    nested, x = small_net()
+
+    def evaluate(model: nn.Module) -> float:
+        with torch.no_grad():
+            kept = [parameter.clone() for parameter in model.parameters()]
+            for parameter in model.parameters():
+                parameter.mul_(0.5)
+            model.train()(x)
+            score = -float(model.eval()(x).square().mean())
+            for parameter, before in zip(model.parameters(), kept, strict=True):
+                parameter.copy_(before)
+        cast(Any, model).to(memory_format=torch.channels_last)
+        tune(nested.extract(nested.active), x)
+        return score
+
+    plan = search(nested, evaluate, max_evaluations=4, method="uniform", calibrate=[x])
+    assert len(plan.points) == 4
+
+
 def test_an_evaluate_may_close_over_the_nested_model() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
