@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
 
 from nestify.errors import UsageError
 from nestify.explore.codeprints import codeprint
@@ -46,7 +47,8 @@ class Evaluator:
         function: ``evaluate(model) -> float``, or with ``batches`` ``evaluate(model, batch)``.
         batches: the data of a function of two arguments.
         calibrate: batches from which each subnet's BatchNorm statistics are re-estimated.
-        name: stands in for a hash of the function and its data, to know stored scores again.
+        name: stands in for a hash of the function and its data, to know stored scores again; how
+            the data are split stays a part of that.
         reuse_bytes: how much memory may hold activations that subnets share; 0 for none.
     """
 
@@ -79,7 +81,11 @@ class Evaluator:
         Raises:
             UsageError: the function or the data have a state that cannot be told.
         """
-        judged = self.name if self.name is not None else codeprint((self.function, self.batches))
+        judged: Any = self.name
+        if self.name is None:
+            judged = codeprint((self.function, self.batches))
+        elif self.batches is not None:  # scores are kept by batch: those of one split
+            judged = self.name, [_extent(batch) for batch in self.batches]
         return codeprint((judged, self.calibrate, getattr(self.nested, "scaling", "none")))
 
     def reusing(self) -> AbstractContextManager[Any]:
@@ -140,6 +146,12 @@ def _held(batches: Iterable[Any], name: str) -> Sequence[Any]:
     if not held:
         raise UsageError(f"{name}= holds no batch; pass at least one")
     return held
+
+
+def _extent(batch: Any) -> list[str]:
+    """How many samples a batch holds, as far as that can be seen: the shapes of all in it."""
+    leaves = pytree.tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+    return [str(getattr(leaf, "shape", None)) for leaf in leaves]
 
 
 def _number(value: object) -> float:

@@ -90,7 +90,8 @@ def search(
         seed: for what is drawn.
         max_evaluations: how many subnets are scored at most; None for as many as the method wants.
         convention: how MACs are counted.
-        evaluator: names ``evaluate`` and its data in ``storage``, in place of a hash of both.
+        evaluator: names ``evaluate`` and its data in ``storage``, in place of a hash of both; the
+            sizes of ``batches`` count all the same.
         reuse_bytes: memory for activations that subnets share.
         progress: called as ``progress(stage, done, total, note)``.
 

@@ -66,6 +66,36 @@ def test_a_batch_has_as_many_scores_under_every_subnet(stored: bool, tmp_path: P
             search(cast(Any, chain(2)), confident, batches=[0, 1], method=method, storage=storage)
 
 
+def test_a_name_stands_for_one_split_of_the_data() -> None:
+    """Scores are kept by batch: those of another split are of other samples."""
+    x = torch.zeros(48, 3)
+
+    def named(batches: Any) -> str:
+        function: Any = abs
+        return Evaluator(cast(Any, chain(2)), function, batches, name="mine").fingerprint
+
+    def pairs(size: int) -> list[Any]:
+        return [{"x": part, "y": part[:, 0].numpy()} for part in x.split(size)]
+
+    prints = [
+        named(batches)
+        for batches in (
+            None,
+            x.split(16),
+            x.split(24),
+            x.split(16)[:2],
+            pairs(16),
+            pairs(24),
+            [[1, 2, 3], [4, 5]],
+            [[1, 2], [3, 4, 5]],
+            [object(), object()],
+        )
+    ]
+    assert len(set(prints)) == len(prints)
+    assert named(x.split(16)) == named((x + 1).split(16)), "what the data are is said by the name"
+    assert named([object(), object()]) == prints[-1]
+
+
 def test_no_batches_are_refused() -> None:
     with pytest.raises(UsageError, match="batches= holds no batch"):
         evaluator(lambda model, batch: [1.0], [])
