@@ -128,18 +128,20 @@ class Fields:
             self._refuse(name, value, f"between 0 and {MAX_INT}")
         return value
 
-    def number(self, name: str) -> float:
-        """Take a finite number."""
+    def number(self, name: str, least: float = -math.inf) -> float:
+        """Take a finite number, from ``least`` on."""
         value: int | float = self._take(name, "a number", int, float)
         if abs(value) > MAX_INT if isinstance(value, int) else not math.isfinite(value):
             self._refuse(name, value, "a finite number")
+        if value < least:
+            self._refuse(name, value, f"a number from {least:g} on")
         return float(value)
 
-    def number_or_none(self, name: str) -> float | None:
-        """Take a finite number or null."""
+    def number_or_none(self, name: str, least: float = -math.inf) -> float | None:
+        """Take a finite number, from ``least`` on, or null."""
         if name in self._values and self._values[name] is None:
             return self._values.pop(name)
-        return self.number(name)
+        return self.number(name, least)
 
     def fields(self, name: str) -> Fields:
         """Take an object."""

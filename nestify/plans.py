@@ -328,7 +328,7 @@ def _cost(fields: Fields) -> Cost:
         params=fields.integer("params"),
         size_bytes=fields.integer("size_bytes"),
         activation_bytes=fields.integer("activation_bytes"),
-        latency_ms=fields.number_or_none("latency_ms"),
+        latency_ms=fields.number_or_none("latency_ms", least=0),
     )
     fields.done()
     return cost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,14 @@ COST = (*POINT, "costs", "cpu")
         (setter(*POINT, "subnet", to={"conv1": 2}), "a subnet stands twice"),
         (setter(*POINT, "subnet", to={"conv2": 1}), "point 1 has other units than point 0"),
         (setter(*COST, "macs", to=1.5), "macs must be an integer"),
+        (setter(*COST, "macs", to=-1), "costs: cpu is refused: macs must be between 0"),
         (setter(*COST, "latency_ms", to="5"), "latency_ms must be a number"),
+        (
+            setter(*COST, "latency_ms", to=-1),
+            "cpu is refused: latency_ms must be a number from 0 on",
+        ),
+        (setter(*COST, "latency_ms", to=-1e-9), "latency_ms must be .* from 0 on, not -1e-09"),
+        (setter(*COST, "latency_ms", to=math.nan), "NaN is not a finite number"),
         (setter(*COST, "joules", to=5), "unknown field 'joules'"),
         (setter("fingerprint", "more", to=5), "unknown field 'more'"),
         (lambda document: document.pop("recipe"), "the field 'recipe' is missing"),
