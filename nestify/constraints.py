@@ -39,7 +39,9 @@ def check_constraints(
                 f"the constraint {key} names an unknown target: there are {', '.join(targets)}"
             )
         if not _is_number(bound):
-            raise UsageError(f"the constraint {key}={bound!r} is no number")
+            holds_one = hasattr(bound, "item") and not isinstance(bound, numbers.Real)
+            hint = "; of a tensor pass its item()" if holds_one else ""
+            raise UsageError(f"the constraint {key}={bound!r} is no number{hint}")
 
 
 def split_key(key: str) -> tuple[str, str | None]:

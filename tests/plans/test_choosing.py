@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +73,23 @@ def test_unknown_names_are_refused_with_the_choices() -> None:
     for bound in (math.nan, True, "5"):
         with pytest.raises(UsageError, match="is no number"):
             plan.best(macs=bound)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, Fraction])
+def test_numbers_of_other_types_are_bounds(kind: Any) -> None:
+    plan = small_plan()
+    assert plan.best(macs=kind(200)).score == 0.9
+    with pytest.raises(InfeasibleError, match="meets macs <= 10: the closest feasible macs is 100"):
+        plan.best(macs=kind(10))
+    with pytest.raises(UsageError, match=r"macs=.*nan.* is no number"):
+        plan.best(macs=np.float32("nan"))
+
+
+@pytest.mark.parametrize("bound", [torch.tensor(200), np.array(200.0), torch.ones(3)])
+def test_tensors_are_no_bounds(bound: Any) -> None:
+    """Nor of one element: what they compare to are tensors. The message says what to pass."""
+    with pytest.raises(UsageError, match=r"macs=.* is no number; of a tensor pass its item\(\)"):
+        small_plan().best(macs=bound)
 
 
 # --- best -----------------------------------------------------------------------------------------
