@@ -34,6 +34,9 @@ __all__ = ["Evaluator", "Samples"]
 
 Samples = NDArray[np.float64]
 
+# What conversion raises: of other types and texts, of numbers too large, of tensors without values.
+_NO_NUMBERS = (TypeError, ValueError, OverflowError, RuntimeError)
+
 
 class Evaluator:
     """Scores subnets of ``nested`` by the user's function.
@@ -109,7 +112,8 @@ class Evaluator:
             CaptureError: the function failed; the message shows its line.
         """
         if self.calibrate is not None and not self.nested.is_calibrated(subnet):
-            self.nested.calibrate(subnet, self.calibrate)
+            with user_code("calibrate=, batches of inputs such as [x],"):
+                self.nested.calibrate(subnet, self.calibrate)
         if any(module.training for module in modules_in(self.nested)):
             self.nested.eval()  # a function has left it in training mode
         _ = self._weights  # as they are before the function sees them
@@ -142,7 +146,8 @@ class Evaluator:
 
 
 def _held(batches: Iterable[Any], name: str) -> Sequence[Any]:
-    held = batches if isinstance(batches, list | tuple) else list(batches)
+    with user_code(f"{name}="):
+        held = batches if isinstance(batches, list | tuple) else list(batches)
     if not held:
         raise UsageError(f"{name}= holds no batch; pass at least one")
     return held
@@ -156,22 +161,33 @@ def _extent(batch: Any) -> list[str]:
 
 def _number(value: object) -> float:
     try:
+        if isinstance(value, str | bytes):
+            raise TypeError
         score = float(value)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):
+    except _NO_NUMBERS:
         raise UsageError(f"evaluate(model) must return a number, not {kind_of(value)}") from None
     if not math.isfinite(score):
         raise UsageError(f"evaluate(model) must return a finite number, not {score}")
     return score
 
 
+def _plain(values: Any) -> Any:
+    """Tensors as arrays, also those in a list."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return (values if values.is_complex() else values.double()).numpy()
+    return [_plain(value) for value in values] if isinstance(values, list | tuple) else values
+
+
 def _samples(values: Any) -> Samples:
     """The scores of a batch, one a sample."""
     what = "evaluate(model, batch) must return the score of each sample"
     try:
-        if isinstance(values, torch.Tensor):
-            values = values.detach().cpu().double().numpy()
-        found = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+        given = np.asarray(_plain(values))
+        if given.dtype.kind not in "biufO":  # texts and complex numbers are no scores
+            raise TypeError
+        found = given.astype(np.float64)
+    except _NO_NUMBERS:
         raise UsageError(f"{what}, not {kind_of(values)}") from None
     if found.ndim != 1 or not len(found):
         raise UsageError(

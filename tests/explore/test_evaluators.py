@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import nestify
-from nestify.errors import UsageError
+from nestify.errors import CaptureError, UsageError
 from nestify.explore import search
 from nestify.explore.codeprints import codeprint
 from nestify.explore.evaluators import Evaluator
@@ -41,12 +42,48 @@ def test_parts_are_batches() -> None:
         (torch.tensor([1.0, float("nan")]), "sample 1 is not"),
         ("good", "the score of each sample"),
         (None, "the score of each sample"),
+        (["1", "2"], "the score of each sample, not a list"),
+        ([10**400], "the score of each sample, not a list"),
+        (torch.ones(2) * 1j, "the score of each sample, not a Tensor"),
+        (np.ones(2) * 1j, "the score of each sample, not a ndarray"),
+        (torch.ones(2, device="meta"), "the score of each sample, not a Tensor"),
     ],
 )
 def test_scores_of_a_batch_are_checked(values: Any, message: str) -> None:
     judged = evaluator(lambda model, batch: values, [0])
     with pytest.raises(UsageError, match=message):
         judged.run(judged.nested.space.largest(), 0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**400, "0.5", b"1", 1j, torch.tensor(1j), torch.ones(3), torch.ones(1, device="meta")],
+)
+def test_a_score_is_a_number(value: Any) -> None:
+    judged = evaluator(lambda model: value)
+    with pytest.raises(UsageError, match="must return a number, not"):
+        judged.run(judged.nested.space.largest(), 0)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.bool])
+def test_scores_of_a_batch_may_be_tensors_each(kind: Any) -> None:
+    """With gradients too, as of an evaluate without no_grad."""
+    one = torch.ones((), dtype=kind, requires_grad=kind.is_floating_point)
+    judged = evaluator(lambda model, batch: [one, 0 * one], [0])
+    assert judged.run(judged.nested.space.largest(), 0).tolist() == [1.0, 0.0]
+
+
+def test_data_that_fail_show_their_line() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("no disk")
+
+    for name in ("batches", "calibrate"):
+        with pytest.raises(CaptureError, match=rf"{name}= failed: OSError: no disk \(test_eval"):
+            search(cast(Any, chain(2)), lambda model, batch: [1.0], **{name: broken()})
+    nested, x = small_net()
+    with pytest.raises(CaptureError, match=r"calibrate=, batches of inputs such as \[x\], failed:"):
+        search(nested, lambda model: 0.5, calibrate=cast(Any, x))
 
 
 @pytest.mark.parametrize("stored", [False, True])
