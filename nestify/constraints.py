@@ -22,7 +22,7 @@ Value = Callable[[str, str | None], float | None]
 def check_cost_name(name: str) -> None:
     """Raise UsageError if ``name`` is no cost."""
     if name not in COSTS:
-        close = difflib.get_close_matches(name, COSTS, n=1)
+        close = difflib.get_close_matches(str(name), COSTS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UsageError(f"unknown cost {name!r}: the costs are {', '.join(COSTS)}{hint}")
 
@@ -58,7 +58,10 @@ def split_key(key: str) -> tuple[str, str | None]:
 def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):  # NumPy's count themselves
         return False
-    return not math.isnan(value)
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # an int that is too large to compare to costs
+        return False
 
 
 def parse_constraints(texts: Iterable[str]) -> dict[str, float]:

@@ -91,12 +91,14 @@ def plan_command(
     """  # noqa: D301  typer keeps the lines after a backspace as they are
     from nestify.constraints import parse_constraints
     from nestify.explore import search
+    from nestify.explore.methods import parse_method
     from nestify.sources import load_source
     from nestify.targets import usable_target
 
     bounds = parse_constraints(constraint)
     for name in target:
         usable_target(name)
+    parse_method(method)
     say(f"loading {model}")
     source = load_source(model)
     folder = out or Path(f"{source.name}-plan")
@@ -112,7 +114,7 @@ def plan_command(
                 constraints=bounds,
                 storage=file,
                 calibrate=source.calibration,
-                workers=int(workers) if workers.isdigit() else workers,
+                workers=int(workers) if workers.isdecimal() else workers,
                 seed=seed,
                 max_evaluations=evaluations,
                 progress=show,

@@ -53,9 +53,17 @@ def parent_of(target: Path) -> Path:
 
 
 def publish_files(stage: Path, names: Iterable[str], folder: Path) -> tuple[Path, ...]:
-    """Move the named files of ``stage`` into ``folder``, in order, each by one rename."""
+    """Move the named files of ``stage`` into ``folder``, in order, each by one rename.
+
+    Raises:
+        UsageError: a folder stands where a file would.
+    """
     names = tuple(names)
     for name in names:
+        if (folder / name).is_dir():
+            raise UsageError(
+                f"cannot write {folder / name}: a folder of that name exists; remove it first"
+            )
         _sync(stage / name)
     for name in names:
         (stage / name).replace(folder / name)

@@ -70,7 +70,10 @@ def test_unknown_names_are_refused_with_the_choices() -> None:
         plan.pareto_front(cost="latency")
     with pytest.raises(UsageError, match="unknown cost 'flops': the costs are macs"):
         plan.best(flops=1)
-    for bound in (math.nan, True, "5"):
+    other: Any = None
+    with pytest.raises(UsageError, match="unknown cost None: the costs are macs"):
+        plan.pareto_front(cost=other)
+    for bound in (math.nan, True, "5", 10**400):
         with pytest.raises(UsageError, match="is no number"):
             plan.best(macs=bound)
 

@@ -46,6 +46,13 @@ def test_saving_nowhere_is_wrong_usage(tmp_path: Path) -> None:
         small_plan().save(tmp_path / "absent" / "plan.json")
 
 
+def test_saving_over_a_folder_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").mkdir()
+    with pytest.raises(UsageError, match=r"plan\.json: a folder of that name exists"):
+        small_plan().save(tmp_path / "plan.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"], "no temporary file is left"
+
+
 def test_loading_nothing_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         Plan.load(tmp_path / "plan.json")
