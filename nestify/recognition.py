@@ -19,8 +19,11 @@ __all__ = [
     "Look",
     "Snapshot",
     "Weights",
+    "bits",
     "digest",
     "look_at",
+    "place",
+    "readable",
     "same_bits",
     "settings",
     "twin",
@@ -54,7 +57,7 @@ def look_at(flat: Sequence[Any]) -> Look | None:
     tensors = [value for value in flat if isinstance(value, torch.Tensor)]
     others = [value for value in flat if not isinstance(value, torch.Tensor)]
     plain = all(isinstance(v, bool | int | float | complex | str | None) for v in others)
-    if not (plain and all(map(_may_be_kept, tensors))):
+    if not (plain and all(map(readable, tensors))):
         return None
     layouts = tuple(
         (t.dtype, t.shape, t.stride(), str(t.device), t.data_ptr() % _ALIGNMENT) for t in tensors
@@ -146,7 +149,7 @@ class Weights:
         """
         tensors = list(tensors_in(root))
         try:
-            prints = [_place(tensor, tensor._version) for tensor in tensors]
+            prints: list[Hashable] = [(t.data_ptr(), t._version, t.stride()) for t in tensors]
         except RuntimeError:  # made in inference mode
             return None
         if prints == self._prints:
@@ -182,9 +185,9 @@ class Snapshot:
         self._held: dict[str, tuple[Hashable, torch.Tensor]] = {}
         self._places = _places(root)
         self._bits: dict[str, Hashable] = {}
-        for name, weight in root.named_parameters(remove_duplicate=False):
+        for name, weight in _weights(root).items():
             self._hold(name, weight)
-            self._bits[name] = _bits(weight)
+            self._bits[name] = bits(weight)
 
     def changed(self, root: nn.Module, *, closely: bool = False) -> str | None:
         """The name of a parameter that holds something else, or is not there in one of both.
@@ -194,12 +197,12 @@ class Snapshot:
         places = _places(root)
         if places == self._places and not closely:
             return None
-        weights = dict(root.named_parameters(remove_duplicate=False))
+        weights = _weights(root)
         if weights.keys() != self._bits.keys():
             return min(weights.keys() ^ self._bits.keys())
         for name, weight in weights.items():
-            if closely or _place(weight, _writes(weight)) != self._held[name][0]:
-                if _bits(weight) != self._bits[name]:
+            if closely or place(weight) != self._held[name][0]:
+                if bits(weight) != self._bits[name]:
                     return name
                 self._hold(name, weight)
         self._places = places
@@ -207,27 +210,46 @@ class Snapshot:
 
     def _hold(self, name: str, weight: torch.Tensor) -> None:
         """While the memory is held no other tensor can come to lie there and look the same."""
-        self._held[name] = _place(weight, _writes(weight)), weight.detach()
+        self._held[name] = place(weight), weight.detach()
 
 
 def _places(root: nn.Module) -> list[Hashable]:
-    return [_place(weight, _writes(weight)) for weight in weights_in(root)]
+    return [place(weight) for weight in weights_in(root) if readable(weight)]
 
 
-def _place(tensor: torch.Tensor, writes: int) -> Hashable:
+def _weights(root: nn.Module) -> dict[str, torch.Tensor]:
+    named = root.named_parameters(remove_duplicate=False)
+    return {name: weight for name, weight in named if readable(weight)}
+
+
+def place(tensor: torch.Tensor) -> Hashable:
+    """Where a tensor lies and how often it was written into, as far as torch tells.
+
+    >>> x = torch.zeros(2)
+    >>> before = place(x)
+    >>> place(x) == before, place(x.add_(1)) == before
+    (True, False)
+    """
+    writes = 0 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), writes, tensor.stride()
 
 
-def _writes(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def bits(tensor: torch.Tensor) -> Hashable:
+    """What tells the values of a tensor from others, whatever their layout.
 
-
-def _bits(tensor: torch.Tensor) -> Hashable:
-    """What tells values apart, whatever their layout."""
+    >>> x = torch.randn(2, 3)
+    >>> bits(x.t().contiguous().t()) == bits(x), bits(x + 1) == bits(x)
+    (True, False)
+    """
     return tensor.dtype, tensor.shape, digest(tensor.detach().contiguous())
 
 
-def _may_be_kept(tensor: torch.Tensor) -> bool:
+def readable(tensor: torch.Tensor) -> bool:
+    """Whether the bits of a tensor can be told: it is a plain one, with values in memory.
+
+    >>> readable(torch.ones(2)), readable(torch.ones(2).to_sparse())
+    (True, False)
+    """
     return (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
         and tensor.layout == torch.strided

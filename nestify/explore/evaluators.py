@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from nestify.errors import UsageError
 from nestify.explore.codeprints import codeprint
-from nestify.recognition import Snapshot
+from nestify.recognition import Snapshot, bits, place, readable
 from nestify.trees import modules_in
 from nestify.usercode import kind_of, user_code
 
@@ -71,6 +71,7 @@ class Evaluator:
         self.calibrate = None if calibrate is None else _held(calibrate, "calibrate")
         self.name = name
         self.reuse_bytes = reuse_bytes
+        self._left: dict[int, list[Hashable]] = {}  # what the function made of batches, by part
 
     @property
     def parts(self) -> int:
@@ -108,7 +109,7 @@ class Evaluator:
 
         Raises:
             UsageError: the function gives no finite number, or not one for each sample, or it
-                changed the weights.
+                changed the weights or its data.
             CaptureError: the function failed; the message shows its line.
         """
         if self.calibrate is not None and not self.nested.is_calibrated(subnet):
@@ -122,10 +123,28 @@ class Evaluator:
                 with user_code("evaluate(model)"):
                     value = self.function(self.nested)
             else:
-                with user_code("evaluate(model, batch)"):
-                    value = self.function(self.nested, self.batches[part])
+                value = self._of_batch(self.batches[part], part)
         self.check_weights()
         return np.array([_number(value)]) if self.batches is None else _samples(value)
+
+    def _of_batch(self, batch: Any, part: int) -> Any:
+        """What the function gives for a batch, which the next subnet must find as this one did.
+
+        What is written once and then stays, as by a layer that works in place, is no change.
+        """
+        before = _tensors(batch)
+        places = [place(tensor) for tensor in before]
+        with user_code("evaluate(model, batch)"):
+            value = self.function(self.nested, batch)
+        after = _tensors(batch)
+        if [place(tensor) for tensor in after] != places:
+            left = [bits(tensor) for tensor in after]
+            if self._left.setdefault(part, left) != left:
+                raise UsageError(
+                    f"evaluate changed batch {part} each time it got it, so that every subnet "
+                    "would be scored on other data: let it work on a copy of what it changes"
+                )
+        return value
 
     @cached_property
     def _weights(self) -> Snapshot:
@@ -155,8 +174,16 @@ def _held(batches: Iterable[Any], name: str) -> Sequence[Any]:
 
 def _extent(batch: Any) -> list[str]:
     """How many samples a batch holds, as far as that can be seen: the shapes of all in it."""
-    leaves = pytree.tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
-    return [str(getattr(leaf, "shape", None)) for leaf in leaves]
+    return [str(getattr(leaf, "shape", None)) for leaf in _leaves(batch)]
+
+
+def _tensors(batch: Any) -> list[torch.Tensor]:
+    leaves = _leaves(batch)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and readable(leaf)]
+
+
+def _leaves(batch: Any) -> list[Any]:
+    return pytree.tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
 
 
 def _number(value: object) -> float:

@@ -228,6 +228,44 @@ def test_what_leaves_the_weights_as_they_were_is_no_change() -> None:
     assert len(plan.points) == 4
 
 
+def write(batch: dict[str, torch.Tensor]) -> None:
+    batch["x"].div_(255)
+
+
+def replace(batch: dict[str, torch.Tensor]) -> None:
+    batch["x"] = batch["x"] - 1
+
+
+def write_a_view(batch: dict[str, torch.Tensor]) -> None:
+    batch["x"][0] += 1
+
+
+@pytest.mark.parametrize("change", [write, replace, write_a_view])
+def test_an_evaluate_that_changes_its_batches_is_refused(change: Any) -> None:
+    """Every subnet would be scored on other data than the one before."""
+
+    def evaluate(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        change(batch)
+        return batch["x"].mean(1)
+
+    batches = [{"x": torch.rand(4, 3) + 1} for _ in range(3)]
+    with pytest.raises(UsageError, match=r"evaluate changed batch 0 each time.*work on a copy"):
+        search(cast(Any, chain(2)), evaluate, batches=batches)
+
+
+def test_what_changes_a_batch_once_is_no_change() -> None:
+    """As a first layer that works in place, and a batch that is taken to its device."""
+
+    def evaluate(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        batch["x"] = batch["x"].clone().relu_()
+        batch["y"].clamp_(0, 1)
+        batch["sparse"] = batch["sparse"].coalesce()
+        return batch["x"].mean(1)
+
+    data = {"x": torch.randn(4, 3), "y": torch.randn(4), "sparse": torch.eye(2).to_sparse()}
+    assert search(cast(Any, chain(2)), evaluate, batches=[data], max_evaluations=5).points
+
+
 def test_an_evaluate_may_close_over_the_nested_model() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
