@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from nestify.capture import source_line
 from nestify.dims import Dim, dims_of
+from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.passes.reading import Reading, along, readings
 from nestify.passes.walking import change_operand, holder
 from nestify.program import Program
+from nestify.rules import op_name
 from nestify.slicing import Keep
 
 __all__ = ["Gates"]
@@ -46,20 +49,25 @@ class Gates:
         bound = self._program.bind(Keep({}), batch)
         walk = self._program.walk(self._root, bound, list(flat))
         gates: list[tuple[Reading, Tensor]] = []
-        with torch.enable_grad():
+        node: fx.Node | None = None
+        # What a later call overwrites is needed as it was: in a model that runs, no fault.
+        with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
             while True:
                 try:
                     node, args, kwargs = next(walk)
                 except StopIteration as done:
                     outputs: list[Any] = done.value
                     break
+                except RuntimeError as error:
+                    raise UsageError(_not_recorded(node, error)) from error
                 for reading in self._readings.get(node, ()):
                     gates.append((reading, self._close(reading, node, args, kwargs)))
             scalar = objective(pytree.tree_unflatten(outputs, self.graph.capture.out_spec))
-        if scalar is None or not gates:
-            return {}
-        ones = [gate for _, gate in gates]
-        found = cast(Sequence[Tensor | None], torch.autograd.grad(scalar, ones, allow_unused=True))
+            if scalar is None or not gates:
+                return {}
+            ones = [gate for _, gate in gates]
+            slopes = torch.autograd.grad(scalar, ones, allow_unused=True)
+        found = cast(Sequence[Tensor | None], slopes)
         pairs = [(r, g) for (r, _), g in zip(gates, found, strict=True) if g is not None]
         return self._summed(pairs, bound.keep, batch)
 
@@ -104,6 +112,16 @@ class Gates:
                 if dim in reading.dims:
                     total[dim] = total[dim] + sums if dim in total else sums
         return total
+
+
+def _not_recorded(node: fx.Node | None, error: RuntimeError) -> str:
+    line = source_line(node) if node is not None else ""
+    call = f"call {op_name(node.target)}{f' at {line}' if line else ''}" if node else "the model"
+    said = str(error).strip().partition("\n")[0]
+    return (
+        f"importance by gradients: {call} fails on calibration data where gradients are recorded "
+        f"({said}); change that line, or rank by activation or magnitude"
+    )
 
 
 def _rows(gradient: Tensor, dims: Any, sample: int | None, reading: Reading, keep: Keep) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -195,3 +196,61 @@ def test_class_labels_of_every_place_of_a_sequence_or_map() -> None:
         found = measure(nestify.trace(model, (x,)), "taylor", [(x, torch.ones(2, 5).long())])
         assert found.how.endswith("cross-entropy")
         assert float(found.scores["0"].values.max()) > 0
+
+
+# --- calls that work in place ---------------------------------------------------------------------
+
+
+class InPlace(nn.Module):
+    """Overwrites what was read before, by ``way``; ``copies`` does the same out of place."""
+
+    def __init__(self, way: str, *, copies: bool) -> None:
+        super().__init__()
+        self.way, self.copies = way, copies
+        self.first, self.second = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1)
+        self.head, self.act = nn.Linear(6, 4), nn.ReLU(inplace=not copies)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        y = self.second(x)
+        if self.copies:
+            x = x.clone()
+        if self.way == "activation":
+            x = self.act(x)
+        elif self.way == "functional":
+            x = F.relu(x) if self.copies else F.relu_(x.flatten(2)).view_as(x)
+        elif self.way == "sum":
+            x += y
+        elif self.way == "write":
+            x[:, :, :2] = 0
+        else:
+            y = y.exp()
+            x = x * y
+            y = y * 0.1 if self.copies else y.mul_(0.1)
+        return self.head((x + y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", ["activation", "functional", "sum", "write", "saved result"])
+@pytest.mark.parametrize("by", ["taylor", "hessian"])
+def test_what_a_later_call_overwrites_counts_as_it_was_read(way: str, by: str) -> None:
+    found: list[dict[str, torch.Tensor]] = []
+    for copies in (False, True):
+        torch.manual_seed(0)
+        model = InPlace(way, copies=copies).double().eval()
+        found.append(importance(graph_of(model), by, calibration=labelled()))
+    assert found[0].keys() == found[1].keys()
+    for name, values in found[0].items():
+        assert float(values.max()) > 0
+        torch.testing.assert_close(values, found[1][name])
+
+
+def test_what_torch_cannot_differentiate_is_named() -> None:
+    class Piece(InPlace):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.second(self.act(self.first(x)))
+            y.split(1, 2)[0].mul_(2)
+            return self.head(y.mean((2, 3)))
+
+    model = Piece("activation", copies=False).double().eval().requires_grad_(False)
+    with pytest.raises(nestify.UsageError, match=r"call mul at .*test_importance.py:.*is a view"):
+        importance(graph_of(model), "taylor", calibration=labelled())
