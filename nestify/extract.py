@@ -22,16 +22,18 @@ from torch.fx.graph import (
 )
 
 from nestify.depth import bypassed, live_nodes, overwritten
-from nestify.errors import UsageError
 from nestify.groups import Graph
+from nestify.holding import refuse_names
 from nestify.rebuild import Rebuilder
 from nestify.rules import PAIRED, VIEWS, bind_arguments, op_name
 from nestify.slicing import Keep
 from nestify.spelling import Spelling
-from nestify.trees import children, put_tensor, tensors_of
+from nestify.trees import put_tensor, tensors_of
 
 __all__ = ["emit", "module_tree", "norm_paths"]
 
+
+_TAKEN = {*dir(fx.GraphModule), *vars(fx.GraphModule(nn.Module(), fx.Graph()))}
 
 Edit = Callable[[fx.Graph, nn.Module, Mapping[fx.Node, fx.Node]], None]
 
@@ -45,18 +47,13 @@ def emit(
     ``graph``.
 
     Raises:
-        UsageError: a module has a name that every GraphModule uses itself.
+        UsageError: a module or tensor has a name that every GraphModule uses itself.
     """
     emitter = _Emitter(graph, tensors, keep)
     emitter.run()
     if edit is not None:
         edit(emitter.graph, emitter.modules.root, emitter.new)
-    taken = [name for name in children(emitter.modules.root) if hasattr(fx.GraphModule, name)]
-    if taken:
-        raise UsageError(
-            f"a GraphModule has an attribute {taken[0]!r} of its own, so the module of that name "
-            f"cannot be kept; rename it in {type(graph.capture.model).__name__}"
-        )
+    refuse_names(emitter.modules.root, _TAKEN, "a GraphModule, as an extracted network is one,")
     module = fx.GraphModule(emitter.modules.root, emitter.graph, type(graph.capture.model).__name__)
     module.graph.eliminate_dead_code()
     module.graph.lint()

@@ -16,6 +16,7 @@ from nestify.depth import sums_of_blocks
 from nestify.dims import Dim
 from nestify.extract import emit
 from nestify.groups import DimGroup, Graph
+from nestify.holding import refuse_names
 from nestify.masks import Place, after_activation, before_norm, stretched
 from nestify.slicing import Keep
 from nestify.space import Subnet
@@ -108,6 +109,7 @@ class MaskedModel(nn.Module):
                 _insert(
                     emitted, registry, new[place.node], f"{place.unit}.{len(self._places)}", odo
                 )
+            refuse_names(root, ("odo",), "a masked model")
             root.add_module("odo", registry)
 
         self.network = emit(graph, tensors, Keep({}), edit)

@@ -25,6 +25,7 @@ from nestify.cuts import Cuts
 from nestify.draws import BUFFER, Draws
 from nestify.extract import emit, module_tree
 from nestify.groups import DimGroup, Graph
+from nestify.holding import Holder, refuse_names
 from nestify.keeping import columns_of, keep_of
 from nestify.latencies import measured_latencies
 from nestify.masked import MaskedModel
@@ -36,7 +37,15 @@ from nestify.reuse import Reuse
 from nestify.running import Bound, Run
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
-from nestify.trees import device_of, find, get_tensor, moved, tensors_of, weights_in
+from nestify.trees import (
+    device_of,
+    find,
+    get_tensor,
+    moved,
+    put_tensor,
+    tensors_of,
+    weights_in,
+)
 from nestify.verification import verify_extracted
 
 __all__ = ["NestedModel"]
@@ -44,7 +53,7 @@ __all__ = ["NestedModel"]
 _SWITCH = "switchable_norms"
 
 
-class NestedModel(nn.Module):
+class NestedModel(Holder):
     """A family of networks in one set of weights; made by :func:`nestify.transform`.
 
     >>> import nestify
@@ -70,11 +79,11 @@ class NestedModel(nn.Module):
         self._bindings = Bindings(self._program)
         self._reuse: Reuse | None = None
         self._in_training = modes_in_training(graph.capture.model)
-        tree = module_tree(graph)
-        for registry in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
-            vars(self)[registry] = vars(tree)[registry]
-        self.register_buffer(BUFFER, torch.zeros(3, dtype=torch.int64), persistent=False)
-        self.draws = Draws(self._buffers)
+        tree: nn.Module = module_tree(graph)
+        refuse_names(tree, (BUFFER, _SWITCH), "a nested model")
+        put_tensor(tree, BUFFER, torch.zeros(3, dtype=torch.int64), persistent=False)
+        self.draws = Draws(vars(tree)["_buffers"])
+        self.adopt(tree)
         self.register_state_dict_post_hook(_save_draws)
         self.register_load_state_dict_pre_hook(_load_draws)
         self.training = graph.capture.model.training
@@ -369,9 +378,8 @@ class NestedModel(nn.Module):
             memo[id(value)] = value
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        own = {key: value for key, value in self.__dict__.items() if key != "_reuse"}
+        own = self.__dict__ | {"_reuse": None}
         twin.__dict__ = {key: copy.deepcopy(value, memo) for key, value in own.items()}
-        twin._reuse = None
         twin._overlays.follow(twin.parameters(), same=True)
         return twin
 

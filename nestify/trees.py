@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
+_REGISTRIES = ("_modules", "_parameters", "_buffers")
 
 __all__ = [
     "children",
@@ -24,8 +25,10 @@ __all__ = [
     "is_saved",
     "modules_in",
     "moved",
+    "own_names",
     "place_module",
     "put_tensor",
+    "registries",
     "skeleton",
     "submodule",
     "tensors_in",
@@ -37,6 +40,18 @@ __all__ = [
 def children(module: nn.Module) -> dict[str, nn.Module]:
     """The registry of child modules itself."""
     return vars(module)["_modules"]
+
+
+def registries(module: nn.Module) -> dict[str, Any]:
+    """The registries of a module by their names: children, parameters, buffers, and which of these
+    are not saved.
+    """
+    return {name: vars(module)[name] for name in (*_REGISTRIES, "_non_persistent_buffers_set")}
+
+
+def own_names(module: nn.Module) -> set[str]:
+    """The names of its children, parameters and buffers."""
+    return {name for registry in _REGISTRIES for name in vars(module)[registry]}
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:
@@ -167,7 +182,7 @@ def place_module(root: nn.Module, path: str, module: nn.Module) -> None:
     old = siblings.get(leaf)
     if old is not None:
         module.training = old.training
-        for registry in ("_modules", "_parameters", "_buffers"):
+        for registry in _REGISTRIES:
             mine = vars(module)[registry]
             for name, item in vars(old)[registry].items():
                 mine.setdefault(name, item)

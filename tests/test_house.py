@@ -47,6 +47,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cost": ("modules", "peaks", "cost"),
     "targets": ("targets",),
     "networks": (
+        "holding",
         "calibration",
         "spelling",
         "rebuild",

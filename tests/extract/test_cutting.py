@@ -223,5 +223,5 @@ class Code(nn.Module):
 
 def test_a_name_that_a_graph_module_uses() -> None:
     nested = nestify.transform(Code(), RECIPE, (torch.randn(2, 6),))
-    with pytest.raises(UsageError, match=r"'code' of its own.*rename it in Code"):
+    with pytest.raises(UsageError, match=r"'code' of its own, and a GraphModule.*rename it"):
         nested.extract(nested.space.at(0.5))

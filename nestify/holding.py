@@ -1,0 +1,53 @@
+"""A module that holds the whole tree of another model beside attributes of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from nestify.errors import UsageError
+from nestify.trees import own_names, registries
+
+__all__ = ["Holder", "refuse_names"]
+
+
+class Holder(nn.Module):
+    """Its own attributes are set before it takes over a tree, whose children may share their
+    names: those are found by path, in a state dict and in the registries.
+
+    >>> class Counter(Holder):
+    ...     def __init__(self, tree: nn.Module) -> None:
+    ...         super().__init__()
+    ...         self.count = 0
+    ...         self.adopt(tree)
+    >>> counter = Counter(nn.ModuleDict({"count": nn.Linear(2, 2)}))
+    >>> counter.count += 1
+    >>> counter.count, list(counter.state_dict())
+    (1, ['count.weight', 'count.bias'])
+    """
+
+    def adopt(self, tree: nn.Module) -> None:
+        """Take over the children and tensors of ``tree``."""
+        vars(self).update(registries(tree))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute: one of its own before a child of that name."""
+        if name in vars(self) or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+def refuse_names(root: nn.Module, taken: Iterable[str], user: str) -> None:
+    """Refuse a tree whose root has a child or tensor of a name that ``user`` has taken.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in sorted(own_names(root).intersection(taken)):
+        raise UsageError(
+            f"the model has a module, parameter or buffer {name!r} of its own, and {user} an "
+            "attribute of that name; rename it in the model"
+        )
