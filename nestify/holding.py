@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
@@ -38,6 +38,24 @@ class Holder(nn.Module):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def __copy__(self) -> Self:
+        """Share all that it holds; without this method copies are made as pickles are."""
+        twin = self.__class__.__new__(self.__class__)
+        vars(twin).update(vars(self))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled, as an analysed graph holds what torch cannot pickle.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"a {type(self).__name__} cannot be pickled, nor be saved whole by torch.save; save "
+            "its state_dict(), and load that into what nestify.transform makes of the same model "
+            "with the same recipe; what extract returns can be saved whole"
+        )
 
 
 def refuse_names(root: nn.Module, taken: Iterable[str], user: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -73,3 +76,22 @@ def test_names_of_what_other_forms_add_are_refused_there(kind: str) -> None:
         _, nested = transformed(name, kind)
         with pytest.raises(nestify.UsageError, match=f"{name!r} of its own, and a GraphModule"):
             nested.extract(nested.space.smallest())
+
+
+@pytest.mark.parametrize("dump", [pickle.dumps, lambda o: torch.save(o, io.BytesIO())])
+def test_a_pickle_is_refused_with_what_to_save_instead(dump: Callable[[Any], Any]) -> None:
+    model, nested = transformed("middle", "module")
+    for unsaved in (nested, nested.masked()):
+        with pytest.raises(nestify.UsageError, match=r"NestedModel cannot .* save its state_dict"):
+            dump(unsaved)
+    dump(nested.extract(nested.space.smallest()))
+    with torch.no_grad():
+        nested.get_parameter("middle.weight").mul_(2)
+    file = io.BytesIO()
+    torch.save(nested.state_dict(), file)
+    file.seek(0)
+    again = nestify.transform(model, "fn3-neuron", (X,))
+    again.load_state_dict(torch.load(file))
+    for copied in (again, copy.copy(nested), copy.deepcopy(nested)):
+        assert torch.equal(copied.eval()(X), nested.eval()(X))
+    assert copy.copy(nested).get_parameter("last.bias") is nested.get_parameter("last.bias")
