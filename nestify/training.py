@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,8 @@ class Method:
 
     The full net learns from the labels. The others learn from the labels too, or, by the share
     ``distill``, from the full net's outputs of the same step, softened by ``temperature``. That
-    needs outputs (batch, classes, ...) of logits.
+    needs one output of logits. ``classes`` is its dim of the classes; None: the one that the shape
+    of the labels leaves, of (batch, classes, ...) and (batch, ..., classes).
 
     >>> METHODS["sandwich"].random
     2
@@ -49,6 +50,7 @@ class Method:
     random: int = 1
     distill: float = 0.0
     temperature: float = 1.0
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         if self.random < 0 or not (self.full or self.smallest or self.random):
@@ -68,6 +70,13 @@ class Method:
             *(draw() for _ in range(self.random)),
             *([space.smallest()] if self.smallest else []),
         ]
+
+
+class _Teacher(NamedTuple):
+    """Logits of the full net, and their dim of the classes."""
+
+    logits: torch.Tensor
+    dim: int
 
 
 METHODS: Mapping[str, Method] = {
@@ -114,14 +123,14 @@ def step(
     _announce(inner, method, chosen)
     inputs = x if isinstance(x, tuple) else (x,)
     subnets = chosen.subnets(inner, inner.draw)
-    teacher: torch.Tensor | None = None
+    teacher: _Teacher | None = None
     first: torch.Tensor | None = None
     for i, subnet in enumerate(subnets):
         with inner.activate(subnet), _sync(nested, i == len(subnets) - 1):
             out = nested(*inputs)
             if i == 0 and chosen.full:
                 loss = loss_fn(out, y)
-                teacher = _logits(out).detach() if chosen.distill else None
+                teacher = _teacher(chosen, out, y) if chosen.distill else None
             else:
                 loss = _student_loss(chosen, out, y, teacher, loss_fn)
             (loss if scaler is None else scaler.scale(loss)).backward()
@@ -197,27 +206,51 @@ def _student_loss(
     method: Method,
     out: Any,
     y: Any,
-    teacher: torch.Tensor | None,
+    teacher: _Teacher | None,
     loss_fn: Callable[[Any, Any], torch.Tensor],
 ) -> torch.Tensor:
     if teacher is None:
         return loss_fn(out, y)
-    t = method.temperature
-    logs = F.log_softmax(_logits(out) / t, dim=1)
-    soft = F.softmax(teacher / t, dim=1)
-    divergence = F.kl_div(logs, soft, reduction="none").sum(1).mean() * t * t
+    t, dim = method.temperature, teacher.dim
+    logs = F.log_softmax(_logits(out) / t, dim=dim)
+    soft = F.softmax(teacher.logits / t, dim=dim)
+    divergence = F.kl_div(logs, soft, reduction="none").sum(dim).mean() * t * t
     if method.distill == 1:
         return divergence
     return method.distill * divergence + (1 - method.distill) * loss_fn(out, y)
 
 
+def _teacher(method: Method, out: Any, y: Any) -> _Teacher:
+    """What the full net's outputs teach in this step."""
+    logits = _logits(out).detach()
+    shape = tuple(logits.shape)
+    if method.classes is not None:
+        if method.classes not in (*range(1, len(shape)), *range(1 - len(shape), 0)):
+            raise UsageError(
+                f"classes={method.classes} is no dim of the logits {shape} behind the batch; "
+                f"choose from 1 to {len(shape) - 1}, or -1 for the last"
+            )
+        return _Teacher(logits, method.classes)
+    labels = tuple(y.shape) if isinstance(y, torch.Tensor) else None
+    places = (1, len(shape) - 1)
+    found = {dim for dim in places if shape[:dim] + shape[dim + 1 :] == labels or len(shape) == 2}
+    if len(found) != 1:
+        told = "none" if labels is None else str(labels)
+        raise UsageError(
+            f"which dim of the logits {shape} holds the classes is not clear from the shape of "
+            f"the labels, {told}; pass a Method with classes=1 or classes=-1, as "
+            'dataclasses.replace(METHODS["sandwich"], classes=-1)'
+        )
+    return _Teacher(logits, found.pop())
+
+
 def _logits(out: Any) -> torch.Tensor:
-    """The one floating tensor (batch, classes, ...) among the outputs."""
+    """The one floating tensor among the outputs, of a batch."""
     leaves = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
     if len(leaves) == 1 and leaves[0].ndim > 1 and leaves[0].is_floating_point():
         return leaves[0]
     shapes = ", ".join(str(tuple(t.shape)) for t in leaves) or "no tensor"
     raise UsageError(
-        "distillation needs one output of logits (batch, classes, ...); "
+        "distillation needs one output of logits, of two dims or more; "
         f"this model gives {shapes}: pass Method(..., distill=0.0)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable
 
@@ -232,6 +233,61 @@ def test_wrong_steps_say_what_to_do() -> None:
     pair = nest(TwoHeads(), x).train()
     with pytest.raises(nestify.UsageError, match=r"distill=0\.0"):
         step(pair, x, y, lambda out, y: F.cross_entropy(out[0], y), "sandwich")
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "labels", "dim"),
+    [
+        ((nn.Linear(4, 8), nn.Linear(8, 3)), (6, 5, 4), (6, 5), -1),
+        ((nn.Conv1d(4, 8, 1), nn.Conv1d(8, 3, 1)), (6, 4, 5), (6, 5), 1),
+        ((nn.Conv2d(4, 8, 1), nn.Conv2d(8, 3, 1)), (2, 4, 5, 5), (2, 5, 5), 1),
+    ],
+    ids=["sequence", "signal", "map"],
+)
+def test_what_is_distilled_is_a_distribution_over_classes(
+    layers: tuple[nn.Module, nn.Module], shape: tuple[int, ...], labels: tuple[int, ...], dim: int
+) -> None:
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1]).double()
+    x, y = torch.randn(shape).double(), torch.zeros(labels, dtype=torch.long)
+    nested = nest(model, x).train()
+    method = Method(full=True, smallest=True, random=0, distill=1.0)
+
+    def loss_fn(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(out.movedim(dim, 1), y)
+
+    step(nested, x, y, loss_fn, method)
+    found = [p.grad for p in nested.parameters()]
+    nested.zero_grad()
+    outs = []
+    for subnet in (nested.space.largest(), nested.space.smallest()):
+        with nested.activate(subnet):
+            outs.append(nested(x).movedim(dim, 1).transpose(0, 1).flatten(1).t())
+    wide, narrow = outs
+    y = y.flatten()
+    taught = F.kl_div(narrow.log_softmax(1), wide.detach().softmax(1), reduction="batchmean")
+    (F.cross_entropy(wide, y) + taught).backward()
+    for mine, parameter in zip(found, nested.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad)
+    for explicit in (dim, dim % len(shape)):
+        nested.zero_grad()
+        step(nested, x, y.view(labels), loss_fn, dataclasses.replace(method, classes=explicit))
+        for mine, parameter in zip(found, nested.parameters(), strict=True):
+            torch.testing.assert_close(mine, parameter.grad)
+
+
+@pytest.mark.parametrize("labels", [(6, 3), (6, 3, 3), None])
+def test_logits_whose_classes_are_unclear_are_refused(labels: tuple[int, ...] | None) -> None:
+    nested = nest(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), torch.randn(6, 3, 4)).train()
+    x, y = torch.randn(6, 3, 4), None if labels is None else torch.zeros(labels)
+
+    def loss_fn(out: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        return out.sum()
+
+    with pytest.raises(nestify.UsageError, match=r"\(6, 3, 3\) holds the classes .*classes=-1"):
+        step(nested, x, y, loss_fn, "sandwich")
+    for dim in (0, 3, -3):
+        with pytest.raises(nestify.UsageError, match=rf"classes={dim} is no dim .* from 1 to 2"):
+            step(nested, x, y, loss_fn, Method(full=True, distill=1.0, classes=dim))
 
 
 class TwoHeads(Block):
