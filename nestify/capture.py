@@ -10,7 +10,7 @@ in training.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from nestify.lowering import lower
 from nestify.modes import left_as_found, mark_stochastic, mode_readers
 from nestify.tracing import export_program, source_line
 from nestify.training_trace import training_arguments
+from nestify.trees import device_of, moved
 
 Inputs = tuple[Any, ...]
 
@@ -63,6 +64,25 @@ class Capture:
         leaves = pytree.tree_leaves((self.example_inputs, dict(self.example_kwargs)))
         return next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
 
+    def example_for(self, root: nn.Module) -> tuple[Inputs, dict[str, Any]]:
+        """The example inputs, positional and by keyword, where ``root`` lies, a copy of the model
+        that may have been moved to another device, or with ``double`` or ``to`` to another dtype.
+        """
+        given = self.example_inputs, dict(self.example_kwargs)
+        inputs, keywords = moved(given, device_of(root))
+        attrs = [n for n in self.graph.nodes if n.op == "get_attr"]
+        weights = [n for n in attrs if isinstance(self.tensors[str(n.target)], nn.Parameter)]
+        traced = _floating(n.meta["val"] for n in weights)
+        now = _floating(root.parameters())
+        if len(traced) != 1 or len(now) != 1 or traced == now:
+            return inputs, keywords
+        (dtype,) = now
+
+        def cast_like(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(dtype) if tensor.dtype in traced else tensor
+
+        return pytree.tree_map_only(torch.Tensor, cast_like, (inputs, keywords))
+
     def is_home(self, value: Any) -> bool:
         """Whether an argument names the device of the example inputs: the call follows the inputs
         to any other.
@@ -70,6 +90,10 @@ class Capture:
         if not isinstance(value, torch.device):
             return False
         return value.type == self.device.type and value.index in (None, self.device.index)
+
+
+def _floating(tensors: Iterable[torch.Tensor]) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
 
 
 def capture(

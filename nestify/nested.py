@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from nestify.activation import Activation
 from nestify.bindings import AHEAD, Bindings
 from nestify.calibration import BatchStatistics, inputs_of, reestimate_batch_norm
 from nestify.cost import Column, Costs, Pricing
@@ -37,15 +38,7 @@ from nestify.reuse import Reuse
 from nestify.running import Bound, Run
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
-from nestify.trees import (
-    device_of,
-    find,
-    get_tensor,
-    moved,
-    put_tensor,
-    tensors_of,
-    weights_in,
-)
+from nestify.trees import device_of, find, get_tensor, put_tensor, tensors_of, weights_in
 from nestify.verification import verify_extracted
 
 __all__ = ["NestedModel"]
@@ -90,13 +83,13 @@ class NestedModel(Holder):
 
     @property
     def example_inputs(self) -> tuple[Any, ...]:
-        """The positional inputs that the model was captured with, where the model lies now."""
-        return moved(self.graph.capture.example_inputs, device_of(self))
+        """The positional inputs that the model was captured with, as the model is now."""
+        return self.graph.capture.example_for(self)[0]
 
     @property
     def example_kwargs(self) -> dict[str, Any]:
-        """The keyword inputs that the model was captured with, where the model lies now."""
-        return moved(dict(self.graph.capture.example_kwargs), device_of(self))
+        """The keyword inputs that the model was captured with, as the model is now."""
+        return self.graph.capture.example_for(self)[1]
 
     def train(self, mode: bool = True) -> NestedModel:
         """Set the mode; modules that the original's own ``train`` keeps in eval stay there."""
@@ -105,6 +98,14 @@ class NestedModel(Holder):
             self._forget()
         for path, trains in self._in_training.items():
             find(self, path).training = mode and trains
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Change all tensors, as ``to`` and ``double`` do; statistics of subnets follow."""
+        self._overlays.follow(self.parameters())
+        super()._apply(fn, recurse)
+        self._overlays.apply(fn)
+        self._overlays.follow(self.parameters(), same=True)
         return self
 
     def _forget(self) -> None:
@@ -284,7 +285,7 @@ class NestedModel(Holder):
         """Where evaluations of this model may start in the middle."""
         return Cuts(self._program)
 
-    def activate(self, subnet: Mapping[str, int] | None) -> _Activation:
+    def activate(self, subnet: Mapping[str, int] | None) -> Activation[NestedModel]:
         """Run ``subnet`` from now on, or inside a ``with`` block; None goes back to the default.
 
         Raises:
@@ -292,7 +293,7 @@ class NestedModel(Holder):
         """
         before = self._active
         self._active = None if subnet is None else self.space.complete(subnet)
-        return _Activation(self, before)
+        return Activation(self, partial(self.activate, before))
 
     @property
     def active(self) -> Subnet:
@@ -382,19 +383,6 @@ class NestedModel(Holder):
         twin.__dict__ = {key: copy.deepcopy(value, memo) for key, value in own.items()}
         twin._overlays.follow(twin.parameters(), same=True)
         return twin
-
-
-class _Activation:
-    """What ``activate`` returns: leaving a ``with`` block restores the subnet of before."""
-
-    def __init__(self, nested: NestedModel, before: Subnet | None) -> None:
-        self.nested, self.before = nested, before
-
-    def __enter__(self) -> NestedModel:
-        return self.nested
-
-    def __exit__(self, *exc: object) -> None:
-        self.nested.activate(self.before)
 
 
 def _save_draws(nested: NestedModel, state: Any, prefix: str, metadata: dict[str, Any]) -> None:

@@ -128,6 +128,12 @@ class Overlays:
             self.forget()
         self._written = written
 
+    def apply(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Change the statistics as the model's own tensors are: to another dtype or device."""
+        with torch.no_grad():
+            for subnet, found in self._statistics.items():
+                self._statistics[subnet] = {name: fn(value) for name, value in found.items()}
+
     def has_statistics(self, subnet: Subnet) -> bool:
         """Whether statistics of ``subnet`` are kept."""
         return subnet in self._statistics
@@ -141,10 +147,11 @@ class Overlays:
     ) -> None:
         """Note the statistics in ``own`` that were just estimated, cut to what is kept."""
         found: dict[str, torch.Tensor] = {}
-        for name in self._averaged:
-            if name in own:
-                found[name] = full[name].detach().clone()
-                keep.put(found[name], self.graph.tensor_dims[name], own[name].detach())
+        with torch.inference_mode(False):  # they may serve a call with gradients later
+            for name in self._averaged:
+                if name in own:
+                    found[name] = full[name].detach().clone()
+                    keep.put(found[name], self.graph.tensor_dims[name], own[name].detach())
         self._statistics[subnet] = found
         self._statistics.move_to_end(subnet)
         self._tokens[subnet] = {name: digest(own[name]) for name in found}

@@ -148,7 +148,8 @@ class Keep:
 
     def indices(self, expr: Expr) -> torch.Tensor:
         """Kept positions of ``expr``, ascending where the kept positions of its Dims are."""
-        return self._positions(expr).kept
+        with torch.inference_mode(False):  # they are kept, and autograd may save them later
+            return self._positions(expr).kept
 
     def _positions_of(self, leaf: Dim | Const) -> _Positions:
         pick = self.picks.get(leaf) if isinstance(leaf, Dim) else None

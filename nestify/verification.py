@@ -15,7 +15,6 @@ from nestify.errors import VerificationError
 from nestify.modes import left_as_found
 from nestify.program import Program
 from nestify.slicing import Keep
-from nestify.trees import device_of, moved
 
 __all__ = ["verify_extracted"]
 
@@ -34,7 +33,7 @@ def verify_extracted(
         VerificationError: they differ.
     """
     captured = program.graph.capture
-    call = moved((captured.example_inputs, captured.example_kwargs), device_of(root))
+    call = captured.example_for(root)
     tensors = [t for t in pytree.tree_leaves(call) if isinstance(t, torch.Tensor)]
     if any(t.is_meta for t in (*tensors, *root.parameters())):
         return

@@ -67,6 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "reuse",
         "verification",
         "latencies",
+        "activation",
         "nested",
         "training",
     ),

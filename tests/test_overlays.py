@@ -85,6 +85,51 @@ def test_statistics_are_of_the_weights_they_were_estimated_with() -> None:
     assert not nested.is_calibrated(small)
 
 
+def test_statistics_follow_the_model_to_another_dtype() -> None:
+    nested, batches = conv_net()
+    small, x = nested.space.smallest(), batches[0]
+    nested.eval().calibrate(small, batches)
+    with torch.no_grad(), nested.activate(small):
+        plain = nested(x)
+        torch.testing.assert_close(nn.Sequential(nested.double())(x.double()).float(), plain)
+        assert nested.is_calibrated(small)
+        assert {t.dtype for t in nested.extract(small).parameters()} == {torch.float64}
+        torch.testing.assert_close(nn.Sequential(nested).float()(x), plain)
+        next(nested.parameters()).mul_(2)
+    assert not nested.double().is_calibrated(small)
+
+
+class Attention(nn.Module):
+    """Heads of fused projections are no first positions of them: those are read by index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.norm, self.out = nn.Linear(8, 24), nn.BatchNorm1d(5), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.heads(self.norm(x)).view(-1, 5, 3, 4, 2).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("name", ["convolutions", "heads"])
+def test_what_inference_mode_leaves_behind_serves_calls_with_gradients(name: str) -> None:
+    if name == "heads":
+        batches = [torch.randn(4, 5, 8)]
+        nested = nestify.transform(Attention().eval(), "fn3-head", (batches[0],))
+    else:
+        nested, batches = conv_net()
+    small = nested.space.smallest()
+    nested.eval()
+    with torch.inference_mode(), nested.activate(small):
+        nested.calibrate(small, batches)
+        expected = nested(batches[0])
+    with nested.activate(small):
+        found = nested(batches[0].clone().requires_grad_())
+        found.sum().backward()
+    torch.testing.assert_close(found, expected)
+
+
 # --- switchable norms -----------------------------------------------------------------------------
 
 
