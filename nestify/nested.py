@@ -392,5 +392,7 @@ def _save_draws(nested: NestedModel, state: Any, prefix: str, metadata: dict[str
 def _load_draws(
     nested: NestedModel, state: Any, prefix: str, metadata: dict[str, Any], *_: Any
 ) -> None:
+    if (norms := nested.switchable_norms) is not None:
+        norms.check(state, f"{prefix}{_SWITCH}.")
     nested.draws.load_from(metadata)
     nested._forget()  # pyright: ignore[reportPrivateUsage]  # a hook of this class

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -21,6 +22,7 @@ from nestify.masks import stretched, weights_behind
 from nestify.recognition import digest
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
+from nestify.trees import counter
 
 __all__ = ["SCALINGS", "Overlays", "SwitchableNorms"]
 
@@ -163,6 +165,8 @@ class Overlays:
 class SwitchableNorms(nn.Module):
     """Norms of their own, weights and statistics, for each of a few subnets."""
 
+    sizes: torch.Tensor
+
     def __init__(
         self, graph: Graph, tensors: Mapping[str, torch.Tensor], subnets: Sequence[Subnet]
     ) -> None:
@@ -173,6 +177,9 @@ class SwitchableNorms(nn.Module):
         names = list(_names(graph, _NORM_TENSORS))
         if not names:
             raise UsageError("the model has no BatchNorm whose tensors could switch")
+        # A norm that averages over all batches weighs each by the number of its own ones.
+        counts = [counter(mean) for mean in _names(graph, ["running_mean"])]
+        names += [name for name in counts if name in tensors]
         self._keys = {name: name.replace(".", ":") for name in names}
         for i in range(len(self.subnets)):
             holder = nn.Module()
@@ -184,6 +191,24 @@ class SwitchableNorms(nn.Module):
                 else:
                     holder.register_buffer(key, own)
             self.add_module(str(i), holder)
+        # Saved with the norms, which fit no other subnets than these.
+        sizes = [list(subnet.values()) for subnet in self.subnets]
+        self.register_buffer("sizes", torch.tensor(sizes, dtype=torch.int64))
+
+    def check(self, state: Mapping[str, Any], prefix: str) -> None:
+        """Refuse a state dict with the norms of other subnets under ``prefix``.
+
+        Raises:
+            UsageError: they are of others.
+        """
+        saved = state.get(f"{prefix}sizes")
+        if isinstance(saved, torch.Tensor) and not torch.equal(saved.cpu(), self.sizes.cpu()):
+            units = ", ".join(self.subnets[0])
+            raise UsageError(
+                f"the state dict has norms of the subnets {saved.tolist()}, sizes of {units}; this "
+                f"model switches among {self.sizes.tolist()}: call switch_norms with the subnets "
+                "of then, before loading"
+            )
 
     def of(self, subnet: Subnet) -> dict[str, torch.Tensor]:
         """The norms of ``subnet``; none where it is not among the chosen ones."""

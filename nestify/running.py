@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from nestify.layouts import channels_last, contiguous, is_contiguous_map, run_in_order
-from nestify.rules import PAIRED, Dims
+from nestify.rules import PAIRED, Dims, bind_arguments
 from nestify.slicing import Keep, Plan, cut
-from nestify.trees import find, get_tensor, submodule
+from nestify.trees import counter, find, get_tensor, submodule
 
 __all__ = [
     "RUNS",
@@ -165,7 +165,7 @@ class Run:
             elif step.run is step.node.target:
                 env[step.out] = step.run(*args, **kwargs)
             else:
-                env[step.out] = step.run(root, step, args)
+                env[step.out] = step.run(self, step, args)
             for slot in step.frees:
                 env[slot] = None
             self.at += 1
@@ -242,15 +242,17 @@ def trains(root: nn.Module, path: str) -> bool:
     return (submodule(root, path) or root).training
 
 
-def _batch_norm(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
+def _batch_norm(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
     """In training a BatchNorm counts its batches, and may average over all of them."""
     x, weight, bias, mean, var, training, momentum, eps, _ = args
-    owner: Any = submodule(root, step.path) if training and mean is not None else None
+    owner: Any = submodule(run.root, step.path) if training and mean is not None else None
     if isinstance(owner, _BATCH_NORMS):
         momentum = owner.momentum
-        if owner.num_batches_tracked is not None:
-            owner.num_batches_tracked.add_(1)
-            momentum = 1.0 / float(owner.num_batches_tracked) if momentum is None else momentum
+        own = counter(str(bind_arguments(step.node)["running_mean"].target)) if run.own else ""
+        counted = run.own.get(own, owner.num_batches_tracked)
+        if counted is not None:
+            counted.add_(1)
+            momentum = 1.0 / float(counted) if momentum is None else momentum
     if mean is None:  # a weight that is standardised may be one value wide: it becomes its bias
         return torch.batch_norm(x, weight, bias, mean, var, training, 0.0, eps, args[-1])
     return F.batch_norm(x, mean, var, weight, bias, training, momentum or 0.0, eps)
@@ -259,21 +261,21 @@ def _batch_norm(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def _stochastic(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
-    return find(root, args[1])(args[0])
+def _stochastic(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
+    return find(run.root, args[1])(args[0])
 
 
-def hand_on(root: nn.Module, step: Step, args: list[Any]) -> Any:
+def hand_on(run: Run, step: Step, args: list[Any]) -> Any:
     """Give the first argument itself."""
     return args[0]
 
 
-def copied(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
+def copied(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
     """Give the first argument in memory of its own."""
     return args[0].clone()
 
 
-def _view(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
+def _view(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
     """A slice of a parameter is not contiguous: what is viewed whole may need a copy here."""
     source, shape = args
     if isinstance(shape, torch.Tensor):
@@ -281,7 +283,7 @@ def _view(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
     return source.reshape(shape) if isinstance(shape, list | tuple) else source.view(shape)
 
 
-def _paired(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
+def _paired(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
     """A slice may start between the two values of a pair: then they need a place of their own."""
     (source,) = args
     odd = source.storage_offset() % 2 or any(stride % 2 for stride in source.stride()[:-1])
@@ -290,7 +292,7 @@ def _paired(root: nn.Module, step: Step, args: list[Any]) -> torch.Tensor:
     )
 
 
-def _recurrent(root: nn.Module, step: Step, args: list[Any]) -> Any:
+def _recurrent(run: Run, step: Step, args: list[Any]) -> Any:
     """On a GPU cuDNN packs the weights as views of one row each, which a slice has not."""
     packed = [[t.contiguous() for t in cast(Any, a)] if isinstance(a, list) else a for a in args]
     target: Any = step.node.target

@@ -18,6 +18,7 @@ _REGISTRIES = ("_modules", "_parameters", "_buffers")
 
 __all__ = [
     "children",
+    "counter",
     "device_of",
     "find",
     "first_paths",
@@ -109,6 +110,11 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and buffers under every name they have."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
+
+
+def counter(running_mean: str) -> str:
+    """The name of the batches that a BatchNorm counted, by that of its running mean."""
+    return f"{running_mean.rpartition('.')[0]}.num_batches_tracked".lstrip(".")
 
 
 def device_of(model: nn.Module) -> torch.device | None:

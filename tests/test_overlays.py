@@ -162,6 +162,47 @@ def test_norms_switch_with_the_subnet() -> None:
         assert torch.equal(kept, own[: len(kept)])
 
 
+def counting_net() -> tuple[nestify.NestedModel, torch.Tensor]:
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm1d(width, momentum=None) for width in (6, 4)]
+    net = nn.Sequential(nn.Linear(3, 6), norms[0], nn.ReLU(), nn.Linear(6, 4), norms[1])
+    x = torch.randn(9, 3)
+    return nestify.transform(net, "fn3-neuron", (x,)), x
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_norms_that_switch_count_batches_of_their_own(masked: bool) -> None:
+    nested, x = counting_net()
+    half, full = nested.switch_norms([0.5, 1.0]).subnets
+    apart = nested.extract(half).train(), copy.deepcopy(nested.extract(full)).train()
+    net = (nested.masked() if masked else nested).train()
+    for turn in (0, 1, 0, 0):
+        with nested.activate((half, full)[turn]):
+            net(x * (turn + 2))
+        apart[turn](x * (turn + 2))
+    nested.eval()
+    for subnet, expected in zip((half, full), apart, strict=True):
+        found = nested.extract(subnet).state_dict()
+        for name, tensor in expected.state_dict().items():
+            torch.testing.assert_close(found[name], tensor)
+    assert int(nested.get_buffer("1.num_batches_tracked")) == 0
+
+
+def test_norms_of_other_subnets_are_not_loaded() -> None:
+    nested, x = counting_net()
+    nested.switch_norms([0.5, 1.0])
+    nested.train()(x)
+    other, same = counting_net()[0], counting_net()[0]
+    other.switch_norms([0.25, 1.0])
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(nestify.UsageError, match=r"norms of the subnets \[\[3\], \[6\]\].*\[\[2\]"):
+        other.load_state_dict(nested.state_dict())
+    assert all(torch.equal(t, before[name]) for name, t in other.state_dict().items())
+    same.switch_norms([0.5, 1.0])
+    same.load_state_dict(nested.state_dict())
+    assert torch.equal(same.eval()(x), nested.eval()(x))
+
+
 def test_norms_need_two_subnets_and_a_norm() -> None:
     nested, _ = conv_net()
     with pytest.raises(nestify.UsageError, match="two subnets"):
