@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from nestify.capture import source_line
 from nestify.errors import UsageError
 from nestify.rules import bind_arguments
 from nestify.trees import device_of, moved
+from nestify.usercode import kind_of
 
-__all__ = ["BatchStatistics", "Moments", "inputs_of", "reestimate_batch_norm"]
+__all__ = ["BatchStatistics", "Moments", "call_of", "inputs_of", "reestimate_batch_norm"]
 
 _NO_BATCH = "calibrate= holds no batch; pass at least one batch of inputs"
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -28,19 +29,51 @@ def inputs_of(batch: Any, device: torch.device | None = None) -> tuple[Any, ...]
     return moved(inputs, device)
 
 
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
+def call_of(
+    batch: Any, device: torch.device | None = None, keywords: Iterable[str] = ()
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword inputs of a batch; ``keywords`` are those that the model takes.
+
+    The inputs of a model that takes some end with a dict of these, or are such a dict.
+
+    >>> call_of(((3, {"scale": 2}), "labels"), keywords=["scale"])
+    ((3,), {'scale': 2})
+
+    Raises:
+        UsageError: the inputs lack them.
+    """
+    names = list(keywords)
+    if not names:
+        return inputs_of(batch, device), {}
+    # Alone, (x, {...}) is a pair of inputs and labels.
+    inputs = inputs_of(batch, device)
+    found: Any = inputs[-1] if inputs else None
+    if not isinstance(found, Mapping) or set(cast(Mapping[str, Any], found)) != set(names):
+        listed = ", ".join(f"{name!r}: ..." for name in names)
+        raise UsageError(
+            f"the model was captured with keyword inputs {', '.join(names)}: the inputs of a "
+            f"calibration batch end with a dict of them, as ((x, {{{listed}}}), labels), or are "
+            f"that dict, as {{{listed}}}; got {kind_of(found)} at the end of {len(inputs)} inputs"
+        )
+    return inputs[:-1], {name: found[name] for name in names}
+
+
+def reestimate_batch_norm(
+    model: nn.Module, batches: Iterable[Any], keywords: Iterable[str] = ()
+) -> int:
     """Average every BatchNorm's running statistics over ``batches``; returns how many there were.
 
     All batches weigh the same (momentum None); the model is left in eval mode. Weights that were
     trained at many widths at once need this for each width (FN3 claims otherwise; without it small
-    nets lose accuracy).
+    nets lose accuracy). ``keywords`` names the inputs that the model takes by keyword, which
+    batches hold as for :func:`call_of`.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     >>> reestimate_batch_norm(net, [torch.randn(8, 3, 5, 5)])
     1
 
     Raises:
-        UsageError: ``batches`` is empty.
+        UsageError: ``batches`` is empty, or lacks those inputs.
     """
     norms = [m for m in model.modules() if isinstance(m, _NORMS) and m.running_mean is not None]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
@@ -51,11 +84,12 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    count, device = 0, device_of(model)
+    count, device, names = 0, device_of(model), list(keywords)
     try:
         with torch.no_grad():
             for batch in batches:
-                model(*inputs_of(batch, device))
+                args, kwargs = call_of(batch, device, names)
+                model(*args, **kwargs)
                 count += 1
     finally:
         for norm, (momentum, counter) in zip(norms, before, strict=True):

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from nestify.activation import Activation
 from nestify.bindings import AHEAD, Bindings
-from nestify.calibration import BatchStatistics, inputs_of, reestimate_batch_norm
+from nestify.calibration import BatchStatistics, call_of, reestimate_batch_norm
 from nestify.cost import Column, Costs, Pricing
 from nestify.cuts import Cuts
 from nestify.draws import BUFFER, Draws
@@ -231,14 +231,15 @@ class NestedModel(Holder):
     def calibrate(self, subnet: Mapping[str, int], batches: Iterable[Any]) -> None:
         """Re-estimate BatchNorm statistics for ``subnet``, which runs and is extracted with them.
 
-        They are kept until training goes on; of many subnets, those of the latest 64.
+        They are kept until training goes on; of many subnets, those of the latest 64. Inputs that
+        the model was captured with by keyword lie in a dict behind the others.
         """
         whole = self.space.complete(subnet)
         norms = BatchStatistics(self._program.norm_paths)
-        device = device_of(self)
+        device, keywords = device_of(self), self.graph.capture.example_kwargs
         with in_eval(self), torch.no_grad():
             for batch in batches:
-                self._pass(whole, self._program.flat(inputs_of(batch, device), {}), norms)
+                self._pass(whole, self._program.flat(*call_of(batch, device, keywords)), norms)
                 norms.close_batch()
         own, averages = self.own_tensors(whole, statistics=False), norms.averages_of_batches()
         full = {name: own.get(name, get_tensor(self, name)) for name in averages}
@@ -335,7 +336,7 @@ class NestedModel(Holder):
         if verify:
             verify_extracted(self, self._program, keep, slim, own)
         if calibrate is not None:
-            reestimate_batch_norm(slim, calibrate)
+            reestimate_batch_norm(slim, calibrate, self.graph.capture.example_kwargs)
             if whole is not None:
                 self._overlays.note(whole, keep, tensors, dict(slim.named_buffers()))
                 self._overlays.follow(weights_in(self), same=True)

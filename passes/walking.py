@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from nestify.calibration import inputs_of
+from nestify.calibration import call_of
 from nestify.capture import Capture
 from nestify.errors import UsageError
 from nestify.groups import Graph
@@ -117,7 +117,7 @@ def flat_batches(captured: Capture, batches: Iterable[Any] | None) -> list[list[
         return [pytree.tree_leaves((captured.example_inputs, captured.example_kwargs))]
     found: list[list[Any]] = []
     for batch in batches:
-        flat, spec = pytree.tree_flatten((inputs_of(batch, captured.device), {}))
+        flat, spec = pytree.tree_flatten(call_of(batch, captured.device, captured.example_kwargs))
         if spec != captured.in_spec:
             raise UsageError(
                 f"a calibration batch must have the structure of the example inputs, "

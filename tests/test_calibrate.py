@@ -211,3 +211,41 @@ def test_a_calibrated_child_costs_its_suffix_twice() -> None:
         with nested.activate(plain):  # on the shared statistics: nothing to start with
             nested(x.clone())
         assert reuse.misses == 3
+
+
+class ByKeyword(nn.Module):
+    """Has an input that must be given by name, and perhaps no other."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+        self.first, self.norm, self.last = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor | None = None, *, scale: Tensor) -> Tensor:
+        x = scale if x is None else x * scale
+        return self.last(self.norm(self.first(x)).relu())
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_inputs_by_keyword(alone: bool) -> None:
+    torch.manual_seed(0)
+    x, scale, labels = torch.randn(9, 4), torch.rand(9, 4), torch.arange(9) % 2
+    args, named = () if alone else (x,), {"scale": scale}
+    inputs: Any = named if alone else (x, named)
+    nested = nestify.transform(ByKeyword(alone), "fn3-neuron", args, example_kwargs=named).eval()
+    small = nested.space.smallest()
+    slim = nested.extract(small)
+    weight = slim.get_submodule("first")
+    mean = weight(scale if alone else x * scale).mean(0)
+    for batch in (inputs if alone else (inputs,), (inputs, labels)):
+        nested.forget_statistics()
+        nested.calibrate(small, [batch])
+        again = nested.extract(small, [batch])
+        for found in (nested.extract(small), again):
+            torch.testing.assert_close(found.get_buffer("norm.running_mean"), mean)
+        assert nestify.analysis.importance(nested, "activation", calibration=[batch])
+    for wrong in (x, (x, named) if not alone else (x, scale), ((x, {"scales": scale}), labels)):
+        with pytest.raises(nestify.UsageError, match=r"keyword inputs scale: .*'scale': \.\.\."):
+            nested.calibrate(small, [wrong])
+        with pytest.raises(nestify.UsageError, match="with keyword inputs scale"):
+            nested.extract(small, [wrong])

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nestify.calibration import inputs_of
+from nestify.calibration import call_of
 from nestify.errors import UsageError
 from nestify.moments import Moments, zca
 from nestify.nested import NestedModel
@@ -95,7 +95,9 @@ def _moments(
     model: nn.Module, pairs: Sequence[tuple[str, str]], loader: Iterable[Any]
 ) -> list[tuple[Moments, int]]:
     """For each pair of layers the joint moments of their filters, and how many the first has."""
+    keywords: Iterable[str] = ()
     if isinstance(model, NestedModel):
+        keywords = model.graph.capture.example_kwargs
         model = model.extract(model.active, verify=False)
     outputs: dict[str, Tensor] = {}
     found = [Moments() for _ in pairs]
@@ -109,7 +111,8 @@ def _moments(
         with torch.no_grad():
             for batch in loader:
                 outputs.clear()
-                model(*inputs_of(batch, device))
+                args, kwargs = call_of(batch, device, keywords)
+                model(*args, **kwargs)
                 for i, (a, b) in enumerate(pairs):
                     filters[i] = _output(outputs, a).shape[1]
                     _add(found[i], _output(outputs, a), _output(outputs, b))
