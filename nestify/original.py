@@ -76,4 +76,5 @@ def _copy_tensors(source: nn.Module, target: nn.Module) -> None:
         if found is not None:
             for name in same:
                 tensor = copy.deepcopy(found, memo)
+                vars(tensor).update(vars(found))  # torch copies no attributes of a parameter
                 put_tensor(target, name, tensor, persistent=is_saved(target, name))

@@ -22,7 +22,7 @@ from nestify.masks import stretched, weights_behind
 from nestify.recognition import digest
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
-from nestify.trees import counter
+from nestify.trees import counter, made_like, put_tensor
 
 __all__ = ["SCALINGS", "Overlays", "SwitchableNorms"]
 
@@ -105,7 +105,7 @@ class Overlays:
             base = found.get(weight, tensors[weight])
             shape = [-1 if i == position else 1 for i in range(base.ndim)]
             scaled = base.detach() * factors.to(base).view(shape)
-            found[weight] = nn.Parameter(scaled, requires_grad=base.requires_grad)
+            found[weight] = made_like(base, scaled)
         return found
 
     # --- statistics -------------------------------------------------------------------------------
@@ -184,12 +184,7 @@ class SwitchableNorms(nn.Module):
         for i in range(len(self.subnets)):
             holder = nn.Module()
             for name, key in self._keys.items():
-                own = tensors[name].detach().clone()
-                if isinstance(tensors[name], nn.Parameter):
-                    trained = tensors[name].requires_grad
-                    holder.register_parameter(key, nn.Parameter(own, requires_grad=trained))
-                else:
-                    holder.register_buffer(key, own)
+                put_tensor(holder, key, made_like(tensors[name], tensors[name].detach().clone()))
             self.add_module(str(i), holder)
         # Saved with the norms, which fit no other subnets than these.
         sizes = [list(subnet.values()) for subnet in self.subnets]

@@ -20,6 +20,7 @@ from nestify.trees import (
     find,
     first_paths,
     is_saved,
+    made_like,
     place_module,
     put_tensor,
     skeleton,
@@ -49,9 +50,7 @@ class Rebuilder:
         if name not in self._cut:
             full = self.tensors[name]
             cut = self.keep.slice(full.detach(), self.source.tensor_dims.get(name, ())).clone()
-            if isinstance(full, nn.Parameter):
-                cut = nn.Parameter(cut, requires_grad=full.requires_grad)
-            self._cut[name] = cut
+            self._cut[name] = made_like(full, cut)
         return self._cut[name]
 
     def complete(self) -> nn.Module:

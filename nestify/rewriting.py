@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from nestify.errors import UsageError
 from nestify.groups import Change, Graph, analyse
 from nestify.rules import bind_arguments
 from nestify.slicing import Keep
+from nestify.trees import made_like
 
 __all__ = ["Rewriter", "permuted"]
 
@@ -28,9 +29,9 @@ class Rewriter:
     Nodes are those of ``graph``: pass one to name the place of an edit.
 
     >>> from nestify.capture import capture
-    >>> graph = analyse(capture(nn.Conv2d(4, 8, 1), (torch.randn(2, 4, 3, 3),)))
+    >>> graph = analyse(capture(torch.nn.Conv2d(4, 8, 1), (torch.randn(2, 4, 3, 3),)))
     >>> edit = Rewriter(graph)
-    >>> edit.replace_tensor("weight", nn.Parameter(torch.randn(8, 2, 1, 1)))
+    >>> edit.replace_tensor("weight", torch.nn.Parameter(torch.randn(8, 2, 1, 1)))
     >>> edit.set_argument(next(iter(graph.calls)), "groups", 2)
     >>> edit.finish(()).tensor_dims["weight"][1].size
     2
@@ -192,8 +193,5 @@ def permuted(graph: Graph, order: Mapping[Any, torch.Tensor]) -> dict[str, torch
         dims = graph.tensor_dims[name]
         if all(keep.is_full(expr) for expr in dims):
             continue
-        moved = keep.slice(tensor.detach(), dims).clone()
-        if isinstance(tensor, nn.Parameter):
-            moved = nn.Parameter(moved, requires_grad=tensor.requires_grad)
-        found[name] = moved
+        found[name] = made_like(tensor, keep.slice(tensor.detach(), dims).clone())
     return found

@@ -24,6 +24,7 @@ __all__ = [
     "first_paths",
     "get_tensor",
     "is_saved",
+    "made_like",
     "modules_in",
     "moved",
     "own_names",
@@ -132,6 +133,17 @@ def moved(value: T, device: torch.device | None) -> T:
     if device is None:
         return value
     return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value)
+
+
+def made_like(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``values`` as a parameter where ``tensor`` is one: frozen or not, and with the attributes
+    that were set on it (``no_decay``, a group for the optimizer).
+    """
+    if not isinstance(tensor, nn.Parameter):
+        return values
+    made = nn.Parameter(values, requires_grad=tensor.requires_grad)
+    vars(made).update(vars(tensor))
+    return made
 
 
 def skeleton(model: nn.Module) -> nn.Module:

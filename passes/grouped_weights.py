@@ -18,6 +18,7 @@ from torch import fx, nn
 from nestify.passes.spatial import Spatial
 from nestify.rewriting import Rewriter
 from nestify.rules import bind_arguments
+from nestify.trees import made_like
 
 __all__ = ["INITS", "diagonal_blocks", "divide", "regroup"]
 
@@ -39,8 +40,8 @@ def regroup(
         if isinstance(bias, fx.Node) and bias.op == "get_attr":
             name = str(bias.target)
             old = edit.tensors[name]
-            edit.replace_tensor(name, _as(old, torch.zeros_like(old.detach())))
-    edit.replace_tensor(conv.weight, _as(dense, kernel))
+            edit.replace_tensor(name, made_like(old, torch.zeros_like(old.detach())))
+    edit.replace_tensor(conv.weight, made_like(dense, kernel))
     for node in conv.nodes:
         edit.set_argument(node, "groups", groups)
     return _insert_embedding(edit, conv, dense, conv.nodes, init) if inserts else []
@@ -71,10 +72,10 @@ def divide(
             rows = slice(at, at + outputs * count)
             name = f"{conv.name}.{index}"
             block = dense.detach()[rows, first : first + inputs * count]
-            tensors = {"weight": _as(dense, diagonal_blocks(block, count).clone())}
+            tensors = {"weight": made_like(dense, diagonal_blocks(block, count).clone())}
             if bias is not None:
                 old = edit.tensors[str(bias.target)]
-                tensors["bias"] = _as(old, old.detach()[rows].clone())
+                tensors["bias"] = made_like(old, old.detach()[rows].clone())
             read = {
                 role: edit.tensor_node(node, f"{name}.{role}", t) for role, t in tensors.items()
             }
@@ -111,13 +112,6 @@ def _draw(kernel: torch.Tensor, gain: float) -> None:
     """Normal weights that keep the variance of the signal; ``gain`` is 2 behind a ReLU."""
     if not kernel.is_meta:
         nn.init.normal_(kernel, std=math.sqrt(gain / kernel[0].numel()))
-
-
-def _as(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """``values`` as a parameter, frozen or not, where ``tensor`` is one."""
-    if not isinstance(tensor, nn.Parameter):
-        return values
-    return nn.Parameter(values, requires_grad=tensor.requires_grad)
 
 
 def _insert_embedding(

@@ -26,7 +26,7 @@ from nestify.passes.spatial import Spatial, embeddings, find_spatial
 from nestify.passes.walking import Stop, Walk, flat_batches
 from nestify.rewriting import Rewriter, permuted
 from nestify.rules import bind_arguments
-from nestify.trees import get_tensor
+from nestify.trees import get_tensor, made_like
 
 __all__ = ["Projected", "project"]
 
@@ -139,14 +139,8 @@ def _fitted(
     for _ in targets:
         pass
     error = relative_distance(reference.leaves(), walk.leaves())
-    return error, {name: _as_before(grouped, name, tensor) for name, tensor in tensors.items()}
-
-
-def _as_before(graph: Graph, name: str, tensor: Tensor) -> Tensor:
-    old, values = graph.capture.tensors[name], tensor.detach().clone()
-    if not isinstance(old, nn.Parameter):
-        return values
-    return nn.Parameter(values, requires_grad=old.requires_grad)
+    old = grouped.capture.tensors
+    return error, {name: made_like(old[name], t.detach().clone()) for name, t in tensors.items()}
 
 
 def _targets(walk: Walk, wanted: set[str]) -> Iterator[tuple[str, list[Tensor]]]:

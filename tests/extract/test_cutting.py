@@ -225,3 +225,24 @@ def test_a_name_that_a_graph_module_uses() -> None:
     nested = nestify.transform(Code(), RECIPE, (torch.randn(2, 6),))
     with pytest.raises(UsageError, match=r"'code' of its own, and a GraphModule.*rename it"):
         nested.extract(nested.space.at(0.5))
+
+
+def test_attributes_that_the_user_set_on_parameters_are_kept() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 4, 1)).eval()
+    for parameter in model.parameters():
+        vars(parameter)["no_decay"] = parameter.ndim < 2
+    x = torch.randn(2, 3, 8, 8)
+    for recipe in ("fn3-channel", "rank+fn3-channel", "root-2+fn3-channel"):
+        nested = nestify.transform(model, recipe, (x,))
+        small = nested.space.smallest()
+        forms = [nested, nested.extract(small), nested.masked()]
+        if "root" not in recipe:
+            forms.append(nested.extract(small, as_original_class=True))
+        if recipe == "fn3-channel":
+            forms.append(nested.switch_norms([0.5, 1.0]))
+        for form in forms:
+            for name, parameter in form.named_parameters():
+                if "embedding" not in name:  # of the rewrite's own making
+                    assert vars(parameter) == {"no_decay": parameter.ndim < 2}, name
