@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
+from nestify.absent import Absent, Held
 from nestify.depth import sums_of_blocks
 from nestify.dims import Dim
 from nestify.extract import emit
@@ -85,6 +86,9 @@ class MaskedModel(nn.Module):
         self._dims: Mapping[str, Dim] = units
         self._places: list[tuple[OrderedDropout, Place]] = []
         self._blocks: list[tuple[OrderedDropout, Dim]] = []
+        # Ahead of the norms masks make another network, whose norms are to see their zeros.
+        self._absent = Absent(graph, positions=not before)
+        self._held: list[Held] = []
         places = (before_norm if before else after_activation)(graph, units)
         tensors = dict(nested.named_tensors())
         device = next(iter(tensors.values())).device
@@ -133,19 +137,35 @@ class MaskedModel(nn.Module):
                 module.training = like.training
         return self
 
+    # The network is compiled, not what says which subnet runs and puts back what that lacks.
+    @torch.compiler.disable(recursive=False)  # pyright: ignore[reportUntypedFunctionDecorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the drawn or the active subnet by masks."""
         own = self._set_masks(args)
         if own:
-            return torch.func.functional_call(self.network, own, args, kwargs)
-        return self.network(*args, **kwargs)
+            outputs = torch.func.functional_call(self.network, own, args, kwargs)
+        else:
+            outputs = self.network(*args, **kwargs)
+        if self.training:
+            self._put_back()
+        return outputs
 
     @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]  # torch types it not
     def _set_masks(self, inputs: tuple[Any, ...]) -> dict[str, torch.Tensor]:
         """Show the subnet of this call; what it has of its own."""
         subnet = self.nested.subnet_of_call(inputs)
         self.show(subnet)
-        return self.nested.own_tensors(subnet, training=self.training)
+        own = self.nested.own_tensors(subnet, training=self.training)
+        if self.training:
+            tensors = dict(self.nested.named_tensors()) | dict(tensors_of(self.network)) | own
+            self._held = list(self._absent.hold(self.nested.keep(subnet), tensors))
+        return own
+
+    @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]  # torch types it not
+    def _put_back(self) -> None:
+        """Let what the subnet of this call lacks be what it was."""
+        while self._held:
+            self._held.pop().put_back()
 
     def show(self, subnet: Subnet) -> None:
         """Set the masks to those of ``subnet``."""

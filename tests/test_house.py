@@ -56,6 +56,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "padding",
         "masks",
         "overlays",
+        "absent",
         "masked",
         "layouts",
         "running",

@@ -54,6 +54,25 @@ def test_dropped_layers_are_masked_branches() -> None:
             torch.testing.assert_close(nested(x), masked(x))
 
 
+@pytest.mark.parametrize("recipe", ["fn3-layer", "fn3-channel", "fn3-layer+fn3-channel"])
+def test_buffers_of_what_is_absent_stay_as_they_were(recipe: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8).double()
+    nested = nestify.transform(Stage().double(), recipe, (x,)).train()
+    twin = copy.deepcopy(nested)
+    masked = nested.masked()
+    for seed in range(5):
+        subnet = nested.space.sample(torch.Generator().manual_seed(seed))
+        with twin.activate(subnet), nested.activate(subnet):
+            masked(x + seed).sum().backward()
+            twin(x + seed).sum().backward()
+    for (name, mine), (_, expected) in zip(
+        nested.named_buffers(), twin.named_buffers(), strict=True
+    ):
+        if name != "_draws":
+            torch.testing.assert_close(mine, expected, msg=name)
+
+
 def test_units_are_visible_after_norm_and_activation() -> None:
     nested, _, _ = classes("bn")
     nested = nestify.transform(nested.graph.capture.model, "fn3-channel", nested.example_inputs)
@@ -117,7 +136,7 @@ def test_one_compilation_serves_all_subnets() -> None:
         if i == 0:
             first = counter.frame_count
     assert len(seen) > 2
-    assert counter.frame_count == first <= 2
+    assert counter.frame_count == first == 1
 
 
 def test_a_compiled_nested_model_still_draws() -> None:
