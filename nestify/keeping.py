@@ -13,9 +13,9 @@ from nestify.dims import Dim
 from nestify.errors import UsageError
 from nestify.groups import Block, DimGroup, Graph
 from nestify.slicing import Keep, check_positions
-from nestify.space import SearchSpace
+from nestify.space import SearchSpace, Subnet
 
-__all__ = ["columns_of", "keep_of"]
+__all__ = ["columns_of", "keep_of", "sizes_of"]
 
 
 def keep_of(
@@ -41,6 +41,30 @@ def keep_of(
         else:
             picks[group.dim] = check_positions(name, group.size, kept)
     return Keep(sizes, picks)
+
+
+def sizes_of(space: SearchSpace, subnet: Mapping[str, Any]) -> Subnet | None:
+    """The sizes of all units, where ``subnet`` keeps the first positions of each; None where it
+    keeps others, or as many as no unit may have.
+
+    >>> from nestify.space import Unit
+    >>> space = SearchSpace((Unit("a", "channel", 8),))
+    >>> sizes_of(space, {"a": [0, 1, 2]}), sizes_of(space, {"a": [0, 2]})
+    (Subnet({'a': 3}), None)
+
+    Raises:
+        UsageError: an unknown unit, or a size that it may not have.
+    """
+    if all(isinstance(kept, int) for kept in subnet.values()):
+        return space.complete(subnet)
+    sizes: dict[str, int] = {}
+    for name, kept in subnet.items():
+        unit, size = space.by_name.get(name), kept if isinstance(kept, int) else len(kept)
+        first = isinstance(kept, int) or list(kept) == list(range(size))
+        if unit is None or size not in unit.choices or not first:
+            return None
+        sizes[name] = size
+    return space.complete(sizes)
 
 
 def columns_of(

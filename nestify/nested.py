@@ -27,7 +27,7 @@ from nestify.draws import BUFFER, Draws
 from nestify.extract import emit, module_tree
 from nestify.groups import DimGroup, Graph
 from nestify.holding import Holder, refuse_names
-from nestify.keeping import columns_of, keep_of
+from nestify.keeping import columns_of, keep_of, sizes_of
 from nestify.latencies import measured_latencies
 from nestify.masked import MaskedModel
 from nestify.modes import in_eval, modes_in_training
@@ -171,9 +171,9 @@ class NestedModel(Holder):
         return [self._meant(drawn) for drawn in self.draws.upcoming(self._drawable, AHEAD)]
 
     def own_tensors(
-        self, subnet: Subnet, *, training: bool = False, statistics: bool = True
+        self, subnet: Subnet | None, *, training: bool = False, statistics: bool = True
     ) -> dict[str, torch.Tensor]:
-        """The tensors that ``subnet`` has of its own, by name."""
+        """The tensors that ``subnet`` has of its own, by name; None is one of other positions."""
         shared, switch = self.named_tensors, self.switchable_norms
         if not training:
             self._overlays.follow(weights_in(self))
@@ -317,7 +317,8 @@ class NestedModel(Holder):
     ) -> Any:
         """Build one subnet as a plain, physically smaller GraphModule.
 
-        ``subnet`` maps units to sizes, or groups to explicit positions to keep (a list or tensor).
+        ``subnet`` maps units to sizes, or groups to positions to keep (lists or tensors), for which
+        there are no scaling, no norms that switch and no calibrated ones, as these are of sizes.
         ``calibrate`` gives batches of inputs, or (inputs, labels), from which BatchNorm statistics
         are re-estimated. ``as_original_class`` gives the user's own class back where it can hold
         the slices. Dropout, stochastic depth and BatchNorm of the result follow its mode; what
@@ -328,9 +329,8 @@ class NestedModel(Holder):
             VerificationError: the result differs from this model under the same subnet.
         """
         keep = self.keep(subnet)
-        counted = all(isinstance(size, int) for size in subnet.values())
-        whole = self.space.complete(subnet) if counted else None
-        own = {} if whole is None else self.own_tensors(whole)
+        whole = sizes_of(self.space, subnet)
+        own = self.own_tensors(whole)
         tensors = dict(self.named_tensors()) | own
         slim = emit(self.graph, tensors, keep)
         if verify:

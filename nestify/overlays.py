@@ -43,7 +43,7 @@ class Overlays:
 
     def of(
         self,
-        subnet: Subnet,
+        subnet: Subnet | None,
         training: bool,
         tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]],
         switch: SwitchableNorms | None,
@@ -51,8 +51,15 @@ class Overlays:
     ) -> dict[str, torch.Tensor]:
         """The tensors to use instead of those of the same name, in their full shapes.
 
-        Without ``statistics`` none that were estimated for the subnet.
+        Without ``statistics`` none that were estimated for the subnet. None is a subnet of other
+        positions than the first, which has no tensors of its own.
+
+        Raises:
+            UsageError: it would need some.
         """
+        if subnet is None:
+            self._refuse_positions(switch)
+            return {}
         own = {} if switch is None else switch.of(subnet)
         if not training:
             own |= self._statistics.get(subnet, {}) if statistics else {}
@@ -107,6 +114,19 @@ class Overlays:
             scaled = base.detach() * factors.to(base).view(shape)
             found[weight] = made_like(base, scaled)
         return found
+
+    def _refuse_positions(self, switch: SwitchableNorms | None) -> None:
+        if self.scaling != "none":
+            raise UsageError(
+                f"scaling={self.scaling!r} scales by how often training kept the first positions, "
+                "and says nothing of others; extract by sizes, or set scaling to 'none'"
+            )
+        if switch is not None:
+            raise UsageError(
+                "norms switch with the sizes of a subnet, and there are none for positions other "
+                f"than the first; extract one of the subnets {[dict(s) for s in switch.subnets]}, "
+                "or a nested model without switch_norms"
+            )
 
     # --- statistics -------------------------------------------------------------------------------
 

@@ -259,6 +259,26 @@ def test_training_is_never_scaled() -> None:
         assert torch.equal(nested(batches[0]), plain)
 
 
+def test_first_positions_are_sizes_and_others_have_nothing_of_their_own() -> None:
+    nested, batches = conv_net()
+    unit = nested.eval().space.units[0].name
+    half, other = {unit: 4}, {unit: torch.tensor([0, 2, 5])}
+    plain = nested.extract(other)(batches[0])
+    nested.calibrate(half, batches)
+    for positions in ([0, 1, 2, 3], torch.arange(4)):
+        found, expected = nested.extract({unit: positions}), nested.extract(half)
+        assert torch.equal(found(batches[0]), expected(batches[0]))
+    assert torch.equal(nested.extract(other)(batches[0]), plain)
+    nested.scaling = "expected"
+    nested.extract({unit: [0, 1, 2, 3]})
+    with pytest.raises(nestify.UsageError, match=r"scaling='expected' .* extract by sizes"):
+        nested.extract(other)
+    nested.scaling = "none"
+    nested.switch_norms([0.5, 1.0])
+    with pytest.raises(nestify.UsageError, match=r"norms switch .* extract one of the subnets"):
+        nested.extract(other)
+
+
 def test_wrong_scaling() -> None:
     nested, _ = conv_net()
     with pytest.raises(nestify.UsageError, match="none, expected, conditional"):
