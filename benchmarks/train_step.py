@@ -206,9 +206,9 @@ def kept(name: str, rows: list[Row]) -> list[Row]:
     before: list[Row] = json.loads(path.read_text())["steps"] if path.exists() else []
     names = [subject.name for subject in SUBJECTS + LARGE]
 
-    def case(row: Row) -> tuple[int, int, int, str]:
-        layout = FORMATS.index(row["format"])
-        return names.index(row["network"]), row["batch"], layout, row["precision"]
+    def case(row: Row) -> tuple[int, int, int, bool]:
+        layout, half = FORMATS.index(row["format"]), row["precision"] == "bf16"
+        return names.index(row["network"]), row["batch"], layout, half
 
     anew = set(map(case, rows))
     return sorted([*rows, *(row for row in before if case(row) not in anew)], key=case)
