@@ -117,8 +117,9 @@ class Graph:
         self.capture = captured
         self.dims: dict[fx.Node, Any] = {}
         self.calls: dict[fx.Node, Call] = {}
+        read = {str(node.target) for node in captured.graph.find_nodes(op="get_attr")}
         self.tensor_dims: dict[str, Dims] = {
-            name: tuple(new_dim(int(n)) for n in tensor.shape)
+            name: tuple(map(new_dim, tensor.shape)) if name in read else _unread(name, tensor)
             for name, tensor in captured.tensors.items()
         }
         self.unknown_ops: dict[str, str] = {}
@@ -249,6 +250,12 @@ def analyse(captured: Capture) -> Graph:
         traced = captured.by_batch
         Batch(graph.example_batch, traced, graph.calls, graph.dims, graph.tensor_dims).check()
     return graph
+
+
+def _unread(name: str, tensor: torch.Tensor) -> Dims:
+    """Dims of which nothing depends on a choice."""
+    why = Reason(name, "get_attr", "is a dim of a tensor that no call reads", "unread")
+    return tuple(Const(int(n), why) for n in tensor.shape)
 
 
 def _placeholder_dims(graph: Graph, node: fx.Node) -> Dims:

@@ -173,3 +173,27 @@ def test_a_standardised_weight_stays_elastic() -> None:
     graph = nestify.trace(Standardised(), (torch.randn(2, 3, 8, 8),))
     assert 6 in {group.size for group in graph.groups}
     assert not any("of two values at least" in fixed.reason for fixed in graph.fixed)
+
+
+class Unread(nn.Module):
+    """A head that is not used, and one whose result is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.unused, self.ignored = nn.Linear(6, 5), nn.Linear(6, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.ignored(x)
+        return self.outer(F.relu(self.inner(x)))
+
+
+def test_what_no_call_reads_leaves_nothing_to_choose() -> None:
+    found = nestify.trace(Unread(), example_inputs=(torch.randn(2, 6),))
+    assert [group.name for group in found.groups] == ["inner"]
+    unread = {site.tensor for dim in found.fixed if dim.kind == "unread" for site in dim.sites}
+    names = ("unused.weight", "unused.bias", "ignored.weight", "ignored.bias")
+    assert unread == set(names)
+    nested = nestify.transform(Unread(), "fn3-neuron{where=all}", (torch.randn(2, 6),))
+    assert [unit.name for unit in nested.space.units] == ["inner"]
+    assert nested.extract({"inner": 2})(torch.randn(4, 6)).shape == (4, 3)

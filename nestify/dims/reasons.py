@@ -17,6 +17,7 @@ Kind = Literal[
     "window",
     "parts",
     "constant",
+    "unread",
     "form",
     "rule",
 ]
@@ -48,6 +49,7 @@ ADVICE: Mapping[Kind, str] = {
     "window": "nothing: windows keep their size",
     "parts": "choose sizes so that all cuts and reshapes of this dim fall on the same positions",
     "constant": "give the other operand as a parameter, or make it from the sizes of an input",
+    "unread": "nothing: it may go; or let forward use it",
     "form": "write the call in the form that is understood, or with other ops",
     "rule": "write it with ops of the table in nestify/rules, or add a row for this op there",
 }
