@@ -13,7 +13,7 @@ from nestify.dims import Dim
 from nestify.errors import UsageError
 from nestify.groups import Block, DimGroup, Graph
 from nestify.slicing import Keep, check_positions
-from nestify.space import SearchSpace, Subnet
+from nestify.space import SearchSpace, Subnet, is_size
 
 __all__ = ["columns_of", "keep_of", "sizes_of"]
 
@@ -26,7 +26,7 @@ def keep_of(
     Raises:
         UsageError: an unknown unit or group, a size or position out of range.
     """
-    if all(isinstance(kept, int) for kept in subnet.values()):
+    if all(map(is_size, subnet.values())):
         subnet = space.complete(subnet)
     sizes: dict[Dim, int] = {}
     picks: dict[Dim, torch.Tensor] = {}
@@ -36,8 +36,8 @@ def keep_of(
             sizes |= _kept_blocks(name, stack, kept)
         elif group is None:
             space.validate({name: 1})
-        elif isinstance(kept, int):
-            sizes[group.dim] = _in_range(name, group.size, kept)
+        elif is_size(kept):
+            sizes[group.dim] = _in_range(name, group.size, int(kept))
         else:
             picks[group.dim] = check_positions(name, group.size, kept)
     return Keep(sizes, picks)
@@ -55,12 +55,12 @@ def sizes_of(space: SearchSpace, subnet: Mapping[str, Any]) -> Subnet | None:
     Raises:
         UsageError: an unknown unit, or a size that it may not have.
     """
-    if all(isinstance(kept, int) for kept in subnet.values()):
+    if all(map(is_size, subnet.values())):
         return space.complete(subnet)
     sizes: dict[str, int] = {}
     for name, kept in subnet.items():
-        unit, size = space.by_name.get(name), kept if isinstance(kept, int) else len(kept)
-        first = isinstance(kept, int) or list(kept) == list(range(size))
+        unit, size = space.by_name.get(name), int(kept) if is_size(kept) else len(kept)
+        first = is_size(kept) or list(kept) == list(range(size))
         if unit is None or size not in unit.choices or not first:
             return None
         sizes[name] = size
@@ -112,7 +112,7 @@ def _checked(
 
 def _kept_blocks(name: str, stack: Sequence[Block], kept: Any) -> dict[Dim, int]:
     """The first blocks, or an explicit set of them."""
-    if isinstance(kept, int):
+    if is_size(kept):
         there = set(range(_in_range(name, len(stack), kept)))
     else:
         there = set(check_positions(name, len(stack), kept).tolist())

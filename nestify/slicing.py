@@ -19,6 +19,7 @@ from nestify.errors import UsageError
 
 __all__ = ["Fold", "Keep", "Plan", "cut"]
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 T = TypeVar("T")
 Plan = list[tuple[int, Any]]  # (position of a dim, count of its first ones or the positions kept)
 
@@ -207,9 +208,18 @@ def cut(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
     return tensor if whole else tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
 
 
-def check_positions(name: str, size: int, positions: torch.Tensor) -> torch.Tensor:
+def check_positions(name: str, size: int, positions: Any) -> torch.Tensor:
     """Validate a kept index set: distinct, in range, at least one."""
-    positions = torch.as_tensor(positions, dtype=torch.int64)
+    try:
+        given = torch.as_tensor(positions)
+    except (TypeError, ValueError, RuntimeError):
+        given = None
+    if given is None or (given.numel() and given.dtype not in _WHOLE):
+        raise UsageError(
+            f"what is kept of group {name!r} must be a size or a list of positions, whole numbers; "
+            f"got {positions!r} (of a mask, pass mask.nonzero().flatten())"
+        )
+    positions = given.to(torch.int64)
     if positions.ndim != 1 or not len(positions) or len(positions.unique()) != len(positions):
         raise UsageError(
             f"the kept set of group {name!r} must be a list of at least one distinct position"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import numbers
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,12 @@ import torch
 
 from nestify.errors import ArtifactError, UsageError
 
-__all__ = ["SearchSpace", "Subnet", "Unit"]
+__all__ = ["SearchSpace", "Subnet", "Unit", "is_size"]
+
+
+def is_size(value: object) -> bool:
+    """Whether a value is a whole number, NumPy's too, and no list or tensor of positions."""
+    return isinstance(value, numbers.Integral)
 
 
 class Subnet(Mapping[str, int]):
@@ -30,9 +36,9 @@ class Subnet(Mapping[str, int]):
 
     def __init__(self, sizes: Mapping[str, Any]) -> None:
         for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int):
+            if isinstance(size, bool) or not is_size(size):
                 raise UsageError(f"the size of unit {name!r} must be an int, not {size!r}")
-        self._items = dict(sorted(sizes.items()))
+        self._items = {name: int(size) for name, size in sorted(sizes.items())}
 
     def __getitem__(self, name: str) -> int:
         return self._items[name]
@@ -174,8 +180,8 @@ class SearchSpace:
 
     def at(self, size: float) -> Subnet:
         """The subnet with the share ``size`` of every unit, 0 < size <= 1, to the nearest one."""
-        if not 0 < size <= 1:
-            raise UsageError(f"size is a share of every unit, 0 < size <= 1; got {size}")
+        if not isinstance(size, numbers.Real) or not 0 < size <= 1:
+            raise UsageError(f"size is a share of every unit, 0 < size <= 1; got {size!r}")
         return Subnet({unit.name: unit.nearest(size * unit.size) for unit in self.units})
 
     def sample(self, generator: torch.Generator | None = None) -> Subnet:

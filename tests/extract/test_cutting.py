@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -210,6 +211,23 @@ def test_out_of_range() -> None:
         nested.extract({name: [0, 99]})
     with pytest.raises(UsageError, match="distinct"):
         nested.extract({name: [0, 0]})
+
+
+@pytest.mark.parametrize("kept", [2.0, [0.5, 1.0], np.bool_(True), [True, False, True], "all"])
+def test_what_is_no_size_and_no_position(kept: Any) -> None:
+    """A mask, read as positions, would keep the first two."""
+    nested = resnet()
+    with pytest.raises(UsageError, match="must be a size or a list of positions, whole numbers"):
+        nested.extract({nested.space.units[0].name: kept})
+
+
+def test_sizes_may_be_numbers_of_numpy() -> None:
+    nested = resnet()
+    name = nested.space.units[0].name
+    subnet = nested.space.complete({name: np.int64(2)})
+    assert subnet == nested.space.complete({name: 2})
+    assert nestify.Subnet.from_json(subnet.to_json()) == subnet
+    assert_same_as_nested(nested, nested.extract({name: np.int32(2)}), subnet)
 
 
 class Code(nn.Module):
