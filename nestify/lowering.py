@@ -116,7 +116,7 @@ class _Lowering:
             made = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
             stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
             path = str(next(reversed(stack.values()))[0]) if stack else ""
-            made.meta.update(val=node.meta["val"], stack_trace=node.meta.get("stack_trace"))
+            made.meta.update(val=_value(node), stack_trace=node.meta.get("stack_trace"))
             made.meta["path"] = self.paths.get(path, path)
             self.new[node] = made
 
@@ -164,6 +164,20 @@ class _Lowering:
         made = self.graph.call_function(torch.ops.aten.detach.default, (inner,))
         made.meta.update(inner.meta)
         return made
+
+
+def _value(node: fx.Node) -> Any:
+    """What a call gives.
+
+    Torch 2.11 traces the last states of an LSTM with a dim too many, which a call does not have;
+    what reads them there has shapes that no rule explains.
+    """
+    found, source = node.meta["val"], node.args[0] if node.args else None
+    if node.target is not torch.ops.aten.lstm.input or not isinstance(source, fx.Node):
+        return found
+    output, *states = found
+    extra = states[0].ndim > source.meta["val"].ndim
+    return output, *(state.squeeze(1) if extra else state for state in states)
 
 
 def _refuse_data_dependent(node: fx.Node) -> None:

@@ -53,20 +53,9 @@ def _layers(gates: int) -> Callable[[Call], None]:
                     _projection(call, cell[-1], x[:2], visible, hidden)
             feed = concat([resolve(visible)] * directions)
         results = [(Const(len(cells)), x[batch], width) for width in widths]
-        call.out = ((*x[:2], feed), *(_as_traced(call, i, r) for i, r in enumerate(results, 1)))
+        call.out = ((*x[:2], feed), *results)
 
     return rule
-
-
-def _as_traced(call: Call, place: int, dims: Dims) -> Dims:
-    """Torch 2.11 traces the last states of an LSTM with a dim too many.
-
-    Where nothing reads them that does no harm. What reads them was traced with wrong shapes too:
-    then the call is left for what this rule does not describe.
-    """
-    traced = call.node.meta["val"][place]
-    read = any(user.args[1] == place for user in call.node.users)
-    return dims if read or traced.ndim == len(dims) else (dims[0], Const(1), *dims[1:])
 
 
 def _one_cell(gates: int) -> Callable[[Call], None]:
