@@ -102,9 +102,9 @@ class Graph:
     """A captured model whose every dim is known.
 
     ``dims`` gives each node's dims, ``calls`` what each node's rule found, ``tensor_dims`` the dims
-    of each parameter and buffer by name, ``batch`` the free batch dim or None. ``changes`` says
-    what rewrite passes did, and ``original`` is the graph before the first that made another
-    network of it (None: it is still the same one).
+    of each parameter and buffer by name, ``read`` the names of those that a call reads, ``batch``
+    the free batch dim or None. ``changes`` says what rewrite passes did, and ``original`` is the
+    graph before the first that made another network of it (None: it is still the same one).
 
     >>> import torch
     >>> from nestify.capture import capture
@@ -117,9 +117,9 @@ class Graph:
         self.capture = captured
         self.dims: dict[fx.Node, Any] = {}
         self.calls: dict[fx.Node, Call] = {}
-        read = {str(node.target) for node in captured.graph.find_nodes(op="get_attr")}
+        self.read = {str(node.target) for node in captured.graph.find_nodes(op="get_attr")}
         self.tensor_dims: dict[str, Dims] = {
-            name: tuple(map(new_dim, tensor.shape)) if name in read else _unread(name, tensor)
+            name: tuple(map(new_dim, tensor.shape)) if name in self.read else _unread(name, tensor)
             for name, tensor in captured.tensors.items()
         }
         self.unknown_ops: dict[str, str] = {}
@@ -228,7 +228,7 @@ class Graph:
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters that the graph reads, by name."""
         for name, tensor in self.capture.tensors.items():
-            if isinstance(tensor, torch.nn.Parameter):
+            if isinstance(tensor, torch.nn.Parameter) and name in self.read:
                 yield name, tensor
 
 
