@@ -38,7 +38,7 @@ from nestify.reuse import Reuse
 from nestify.running import Bound, Run
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
-from nestify.trees import device_of, find, get_tensor, put_tensor, tensors_of, weights_in
+from nestify.trees import device_of, find, get_tensor, put_tensor, tensors_of
 from nestify.verification import verify_extracted
 
 __all__ = ["NestedModel"]
@@ -102,10 +102,10 @@ class NestedModel(Holder):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Change all tensors, as ``to`` and ``double`` do; statistics of subnets follow."""
-        self._overlays.follow(self.parameters())
+        self._overlays.follow(self)
         super()._apply(fn, recurse)
         self._overlays.apply(fn)
-        self._overlays.follow(self.parameters(), same=True)
+        self._overlays.follow(self, same=True)
         return self
 
     def _forget(self) -> None:
@@ -176,7 +176,7 @@ class NestedModel(Holder):
         """The tensors that ``subnet`` has of its own, by name; None is one of other positions."""
         shared, switch = self.named_tensors, self.switchable_norms
         if not training:
-            self._overlays.follow(weights_in(self))
+            self._overlays.follow(self)
         return self._overlays.of(subnet, training, shared, switch, statistics)
 
     @property
@@ -244,11 +244,11 @@ class NestedModel(Holder):
         own, averages = self.own_tensors(whole, statistics=False), norms.averages_of_batches()
         full = {name: own.get(name, get_tensor(self, name)) for name in averages}
         self._overlays.note(whole, self.keep(whole), full, averages)
-        self._overlays.follow(weights_in(self), same=True)
+        self._overlays.follow(self, same=True)
 
     def is_calibrated(self, subnet: Mapping[str, int]) -> bool:
         """Whether :meth:`calibrate` has statistics of ``subnet``."""
-        self._overlays.follow(weights_in(self))
+        self._overlays.follow(self)
         return self._overlays.has_statistics(self.space.complete(subnet))
 
     def forget_statistics(self) -> None:
@@ -339,7 +339,7 @@ class NestedModel(Holder):
             reestimate_batch_norm(slim, calibrate, self.graph.capture.example_kwargs)
             if whole is not None:
                 self._overlays.note(whole, keep, tensors, dict(slim.named_buffers()))
-                self._overlays.follow(weights_in(self), same=True)
+                self._overlays.follow(self, same=True)
         if as_original_class:
             original = self.graph.capture.model
             return in_original_class(original, slim, self.example_inputs, self.example_kwargs)
@@ -382,7 +382,7 @@ class NestedModel(Holder):
         memo[id(self)] = twin
         own = self.__dict__ | {"_reuse": None}
         twin.__dict__ = {key: copy.deepcopy(value, memo) for key, value in own.items()}
-        twin._overlays.follow(twin.parameters(), same=True)
+        twin._overlays.follow(twin, same=True)
         return twin
 
 

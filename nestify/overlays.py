@@ -7,7 +7,7 @@ BatchNorm statistics that were re-estimated for it, norms that switch with the s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ from nestify.masks import stretched, weights_behind
 from nestify.recognition import digest
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
-from nestify.trees import counter, made_like, put_tensor
+from nestify.trees import counter, made_like, put_tensor, weights_in
 
 __all__ = ["SCALINGS", "Overlays", "SwitchableNorms"]
 
@@ -139,13 +139,15 @@ class Overlays:
         self._statistics.clear()
         self._tokens.clear()
 
-    def follow(self, weights: Iterable[nn.Parameter], *, same: bool = False) -> None:
+    def follow(self, root: nn.Module, *, same: bool = False) -> None:
         """Drop the statistics where the weights were written since: without train(), as an average
         of weights is. ``same``: they are a copy of those of before.
         """
         if not self._statistics and not same:
             return
-        written = sum(0 if weight.is_inference() else weight._version for weight in weights)
+        written = sum(
+            0 if weight.is_inference() else weight._version for weight in weights_in(root)
+        )
         if written != self._written and not same:
             self.forget()
         self._written = written

@@ -292,3 +292,29 @@ def test_frozen_norms_stay_frozen_where_they_switch() -> None:
     nested = nestify.transform(model, "fn3-channel", (torch.randn(2, 3, 8, 8),))
     trained = {k: p.requires_grad for k, p in nested.switch_norms([0.5, 1.0]).named_parameters()}
     assert trained == {"0.1:weight": False, "0.1:bias": True, "1.1:weight": False, "1.1:bias": True}
+
+
+class Tied(nn.Module):
+    """One convolution under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1)
+        self.second, self.norm, self.last = self.first, nn.BatchNorm2d(3), nn.Conv2d(3, 6, 1)
+        self.norm2, self.head = nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.second(self.first(x))).relu()
+        return self.head(self.norm2(self.last(x)).relu())
+
+
+@pytest.mark.parametrize("how", ["double", "copy"])
+def test_statistics_of_a_network_with_tied_weights_follow_it(how: str) -> None:
+    x = torch.randn(4, 3, 5, 5)
+    nested = nestify.transform(Tied(), "fn3-channel{where=all}", (x,)).eval()
+    with torch.no_grad():
+        nested.get_parameter("first.weight").add_(0.1)
+    subnet = nested.space.at(0.5)
+    nested.calibrate(subnet, [x])
+    moved = nested.double() if how == "double" else copy.deepcopy(nested)
+    assert moved.is_calibrated(subnet)
