@@ -19,7 +19,7 @@ from torch import nn
 import nestify
 from nestify import targets
 from nestify.errors import CaptureError, InfeasibleError, UsageError
-from nestify.explore import METHODS, fidelity, search
+from nestify.explore import METHODS, search
 from nestify.explore.arguments import ARGUMENTS
 from nestify.explore.methods.steps import between, nearest, shrunk
 from nestify.fingerprints import fingerprint
@@ -394,48 +394,3 @@ def test_nothing_elastic_is_nothing_to_search() -> None:
 
 
 # fidelity ---------------------------------------------------------------------------------------
-
-
-class Sliced(nn.Module):
-    """Outputs follow the active share of one unit."""
-
-    def __init__(self, full: Any) -> None:
-        super().__init__()
-        self.full = full
-        self.space = SearchSpace((Unit("u", "channel", 4),))
-        self.factor = 1.0
-
-    def activate(self, subnet: Any) -> Any:
-        self.factor = subnet["u"] / 4
-        return torch.no_grad()
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return {"out": self.full * self.factor, "index": torch.tensor(3)}
-
-
-def scored(model: Sliced, size: int) -> float:
-    evaluate = fidelity(cast(Any, model), (torch.zeros(1),))
-    model.activate({"u": size})
-    return evaluate(model)
-
-
-def test_fidelity_is_one_for_the_full_model_and_half_for_zeros() -> None:
-    assert scored(Sliced(torch.randn(3, 5)), 4) == 1.0
-    assert scored(Sliced(torch.randn(3, 5)), 0) == pytest.approx(0.5)
-    assert scored(Sliced(torch.randn(3, 5)), 2) == pytest.approx(1 / 1.5)
-
-
-def test_fidelity_needs_outputs_to_compare() -> None:
-    with pytest.raises(CaptureError, match="hold no floating-point tensor"):
-        scored(Sliced(_Integer()), 4)
-    with pytest.raises(CaptureError, match="are not finite"):
-        scored(Sliced(torch.tensor([1.0, math.inf])), 4)
-    with pytest.warns(UserWarning, match="all zero"):
-        scored(Sliced(torch.zeros(3)), 4)
-
-
-class _Integer:
-    """Multiplies to an integer tensor."""
-
-    def __mul__(self, factor: float) -> torch.Tensor:
-        return torch.tensor(3)
