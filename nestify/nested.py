@@ -243,7 +243,7 @@ class NestedModel(Holder):
                 norms.close_batch()
         own, averages = self.own_tensors(whole, statistics=False), norms.averages_of_batches()
         full = {name: own.get(name, get_tensor(self, name)) for name in averages}
-        self._overlays.note(whole, self.keep(whole), full, averages)
+        self._overlays.note(whole, self._program.plans(self.keep(whole)), full, averages)
         self._overlays.follow(self, same=True)
 
     def is_calibrated(self, subnet: Mapping[str, int]) -> bool:
@@ -338,7 +338,8 @@ class NestedModel(Holder):
         if calibrate is not None:
             reestimate_batch_norm(slim, calibrate, self.graph.capture.example_kwargs)
             if whole is not None:
-                self._overlays.note(whole, keep, tensors, dict(slim.named_buffers()))
+                found = dict(slim.named_buffers())
+                self._overlays.note(whole, self._program.plans(keep), tensors, found)
                 self._overlays.follow(self, same=True)
         if as_original_class:
             original = self.graph.capture.model

@@ -20,7 +20,7 @@ from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.masks import stretched, weights_behind
 from nestify.recognition import digest
-from nestify.slicing import Keep
+from nestify.slicing import Plan, put
 from nestify.space import SearchSpace, Subnet, Unit
 from nestify.trees import counter, made_like, put_tensor, weights_in
 
@@ -165,17 +165,17 @@ class Overlays:
     def note(
         self,
         subnet: Subnet,
-        keep: Keep,
+        plans: Mapping[str, Plan],
         full: Mapping[str, torch.Tensor],
         own: Mapping[str, torch.Tensor],
     ) -> None:
-        """Note the statistics in ``own`` that were just estimated, cut to what is kept."""
+        """Note the statistics in ``own`` that were just estimated, cut as ``plans`` say."""
         found: dict[str, torch.Tensor] = {}
         with torch.inference_mode(False):  # they may serve a call with gradients later
             for name in self._averaged:
                 if name in own:
                     found[name] = full[name].detach().clone()
-                    keep.put(found[name], self.graph.tensor_dims[name], own[name].detach())
+                    put(found[name], plans[name], own[name].detach())
         self._statistics[subnet] = found
         self._statistics.move_to_end(subnet)
         self._tokens[subnet] = {name: digest(own[name]) for name in found}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from nestify.aliasing import written
 from nestify.depth import bypassed, live_nodes, overwritten
-from nestify.dims import resolve
+from nestify.dims import Expr, all_dims, resolve
 from nestify.errors import UsageError
 from nestify.extract import norm_paths
 from nestify.groups import Graph
@@ -27,6 +28,7 @@ from nestify.slicing import Keep, Plan
 __all__ = ["Program"]
 
 _NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
+_MOST = 256  # sizes of an expression that are remembered
 
 _BAKED = (bool, int, float, complex, str, type(None))  # inputs whose values a trace takes over
 
@@ -76,7 +78,7 @@ class Program:
             for dims in (tuple(map(resolve, graph.tensor_dims[str(n.target)])),)
             for end in (self.slots[last[n]],)
         ]
-        self._dims = list(alike)
+        self._alike = [(dims, _Kept.of_all(dims)) for dims in alike]
         self._spelled = [i for i, s in enumerate(self.steps) if graph.calls[s.node].literals]
 
     @cached_property
@@ -169,9 +171,14 @@ class Program:
             if self.graph.batch is not None:
                 held.hold(self.graph.batch, batch)
         steps, tensors = self._undropped(bypassed(self.graph, keep), room)
-        cuts = {id(dims): _cut(dims, keep, room) for dims in self._dims}
+        cuts = {id(dims): _cut(dims, kept, keep, room) for dims, kept in self._alike}
         tensors = [read.cut_as(*cuts[id(read.dims)]) for read in tensors]
         return Bound(self.frame, keep, steps, tensors, pad and smaller and self.images)
+
+    def plans(self, keep: Keep) -> dict[str, Plan]:
+        """How ``keep`` cuts each tensor of the model."""
+        cuts = {id(dims): _cut(dims, kept, keep, keep) for dims, kept in self._alike}
+        return {read.name: cuts[id(read.dims)][0] for read in self._tensors}
 
     def _undropped(
         self, bypass: Mapping[fx.Node, fx.Node], room: Keep
@@ -238,9 +245,36 @@ class Program:
         return Run(root, bound, flat, own).walk()
 
 
-def _cut(dims: Dims, keep: Keep, room: Keep) -> tuple[Plan, Sequence[int]]:
+class _Kept:
+    """What subnets keep of one expression, by the sizes of its Dims: the same ones come again."""
+
+    def __init__(self, position: int, expr: Expr) -> None:
+        self.position = position
+        self._expr, self._dims = expr, sorted(all_dims([expr]), key=attrgetter("uid"))
+        self._known: dict[tuple[int, ...], int | torch.Tensor | None] = {}
+
+    @classmethod
+    def of_all(cls, dims: Dims) -> list[_Kept]:
+        """One for each of ``dims`` of which not all need be kept."""
+        made = [cls(position, expr) for position, expr in enumerate(dims)]
+        return [kept for kept in made if kept._dims]
+
+    def under(self, keep: Keep) -> int | torch.Tensor | None:
+        """What :meth:`Keep.kept` says."""
+        if not keep.picks.keys().isdisjoint(self._dims):
+            return keep.kept(self._expr)
+        sizes = tuple([keep.sizes.get(dim, dim.size) for dim in self._dims])
+        if sizes not in self._known:
+            if len(self._known) == _MOST:
+                self._known.clear()
+            self._known[sizes] = keep.kept(self._expr)
+        return self._known[sizes]
+
+
+def _cut(dims: Dims, kept: Sequence[_Kept], keep: Keep, room: Keep) -> tuple[Plan, Sequence[int]]:
     """How ``keep`` cuts a tensor, and the zeros that go behind it, the last dim's first."""
-    plan = keep.plan(dims)
+    each = ((one.position, one.under(keep)) for one in kept)
+    plan = [(position, some) for position, some in each if some is not None]
     if room is keep:
         return plan, ()
     counts = [room.size(e) - keep.size(e) for e in reversed(dims)]

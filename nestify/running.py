@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from nestify.layouts import channels_last, contiguous, is_contiguous_map, run_in_order
 from nestify.rules import PAIRED, Dims, bind_arguments
-from nestify.slicing import Keep, Plan, cut
+from nestify.slicing import Keep, Plan, cut, put
 from nestify.trees import counter, find, get_tensor, submodule
 
 __all__ = [
@@ -212,7 +212,7 @@ def _write_back(full: torch.Tensor, keep: Keep, read: Read, value: torch.Tensor)
     value = value[tuple(slice(keep.size(expr)) for expr in read.dims)]
     # As torch's own batch norm does, without a sign that the tensor changed: autograd saves
     # running statistics though backward does not read them, and the next step may come first.
-    keep.put(full.data, read.dims, value)
+    put(full.data, read.plan, value)
 
 
 def _fill(arg: Any, env: list[Any]) -> Any:

@@ -17,7 +17,7 @@ import torch
 from nestify.dims import Concat, Const, Dim, Expr, Product, resolve
 from nestify.errors import UsageError
 
-__all__ = ["Fold", "Keep", "Plan", "cut"]
+__all__ = ["Fold", "Keep", "Plan", "cut", "put"]
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 T = TypeVar("T")
@@ -164,31 +164,25 @@ class Keep:
             return [self.literal(v, e) for v, e in zip(value, expr, strict=True)]
         return expr if isinstance(expr, int) else self.size(expr)
 
+    def kept(self, expr: Expr) -> int | torch.Tensor | None:
+        """How many first positions of ``expr`` are kept, or which positions; None for all."""
+        if self.is_full(expr):
+            return None
+        return self.size(expr) if self._is_prefix(expr) else self.indices(expr)
+
     def plan(self, dims: Sequence[Expr]) -> Plan:
         """How to cut a tensor with these dims: (dim, count of first ones or positions) per cut."""
         cached = self._plans.get(id(dims))
         if cached is not None:
             return cached[1]
-        steps: Plan = []
-        for position, expr in enumerate(dims):
-            if not self.is_full(expr):
-                kept = self.size(expr) if self._is_prefix(expr) else self.indices(expr)
-                steps.append((position, kept))
+        kept = ((position, self.kept(expr)) for position, expr in enumerate(dims))
+        steps = [(position, some) for position, some in kept if some is not None]
         self._plans[id(dims)] = (dims, steps)
         return steps
 
     def slice(self, tensor: torch.Tensor, dims: Sequence[Expr]) -> torch.Tensor:
         """Cut ``tensor`` to what is kept: views for first positions, copies for others."""
         return cut(tensor, self.plan(dims))
-
-    def put(self, tensor: torch.Tensor, dims: Sequence[Expr], value: torch.Tensor) -> None:
-        """Write ``value``, as large as what is kept, into its places in ``tensor``."""
-        plan = self.plan(dims)
-        if all(isinstance(kept, int) for _, kept in plan):
-            cut(tensor, plan).copy_(value)
-            return
-        grid = torch.meshgrid(*(self.indices(e).to(tensor.device) for e in dims), indexing="ij")
-        tensor[grid] = value
 
 
 def cut(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -206,6 +200,24 @@ def cut(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
     # for each dim, and in the wrong memory format.
     whole = shape == list(tensor.shape)
     return tensor if whole else tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
+
+
+def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:
+    """Write ``value``, as large as what is kept, into its places in ``tensor``.
+
+    >>> x = torch.zeros(4)
+    >>> put(x, [(0, torch.tensor([1, 3]))], torch.tensor([5.0, 6.0]))
+    >>> x
+    tensor([0., 5., 0., 6.])
+    """
+    if all(isinstance(kept, int) for _, kept in plan):
+        cut(tensor, plan).copy_(value)
+        return
+    places = [torch.arange(size, device=tensor.device) for size in value.shape]
+    for position, kept in plan:
+        if not isinstance(kept, int):
+            places[position] = kept.to(tensor.device)
+    tensor[torch.meshgrid(*places, indexing="ij")] = value
 
 
 def check_positions(name: str, size: int, positions: Any) -> torch.Tensor:

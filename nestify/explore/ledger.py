@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,7 +79,7 @@ class Ledger:
             racing = self._in_front(asked, racing, places, stage.stop)
         for subnet in racing:
             self._note(subnet)
-        values = [self._estimate(subnet) for subnet in asked.subnets]
+        values = [self._estimate(subnet, racing) for subnet in asked.subnets]
         return Scores(values, [subnet in self.scores for subnet in asked.subnets])
 
     def _run(self, tasks: Sequence[Task]) -> None:
@@ -133,12 +134,18 @@ class Ledger:
             self._total = len(samples)
             self.scores[subnet] = float(samples.mean())
 
-    def _estimate(self, subnet: Subnet) -> float | None:
-        """The score, or that of the parts which were scored before the subnet was stopped."""
+    def _estimate(self, subnet: Subnet, finished: Sequence[Subnet]) -> float | None:
+        """The score, or what those parts that were scored before the subnet was stopped tell of it.
+
+        Some parts are easier than others: by how much, those tell that ``finished`` the same round.
+        """
         if subnet in self.scores:
             return self.scores[subnet]
-        if subnet not in self.begun:
+        parts = [part for part in range(self._stages[-1].stop) if Task(subnet, part) in self._known]
+        if subnet not in self.begun or not parts:
             return None
-        known = (self._known.get(Task(subnet, part)) for part in range(self._stages[-1].stop))
-        there = [samples for samples in known if samples is not None]
-        return float(np.concatenate(there).mean()) if there else None
+        harder = [self.scores[other] - self._mean(other, parts) for other in finished]
+        return self._mean(subnet, parts) + (fmean(harder) if harder else 0.0)
+
+    def _mean(self, subnet: Subnet, parts: Sequence[int]) -> float:
+        return float(np.concatenate([self._known[Task(subnet, part)] for part in parts]).mean())
