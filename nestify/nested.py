@@ -38,7 +38,7 @@ from nestify.reuse import Reuse
 from nestify.running import Bound, Run
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
-from nestify.trees import device_of, find, get_tensor, put_tensor, tensors_of
+from nestify.trees import copy_weights, device_of, find, get_tensor, put_tensor, tensors_of
 from nestify.verification import verify_extracted
 
 __all__ = ["NestedModel"]
@@ -381,6 +381,7 @@ class NestedModel(Holder):
             memo[id(value)] = value
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
+        copy_weights(self, memo)
         own = self.__dict__ | {"_reuse": None}
         twin.__dict__ = {key: copy.deepcopy(value, memo) for key, value in own.items()}
         twin._overlays.follow(twin, same=True)

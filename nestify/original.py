@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from nestify.compare import relative_error
 from nestify.errors import VerificationError
-from nestify.trees import device_of, is_saved, put_tensor, submodule, tensors_of
+from nestify.trees import copy_weights, device_of, is_saved, put_tensor, submodule, tensors_of
 
 __all__ = ["as_original_class"]
 
@@ -32,7 +32,9 @@ def as_original_class(
         VerificationError: the class cannot hold them: its forward spells a size itself (a reshape
             by a literal or by an attribute such as ``num_heads``), or reads a tensor elsewhere.
     """
-    copied = copy.deepcopy(original).eval()
+    memo: dict[int, Any] = {}
+    copy_weights(original, memo)
+    copied = copy.deepcopy(original, memo).eval()
     _copy_sizes(slim, copied)
     _copy_tensors(slim, copied)
     copied.to(device_of(slim))

@@ -6,6 +6,7 @@ The tree is walked through the modules' own registries, not by attribute: a chil
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ _REGISTRIES = ("_modules", "_parameters", "_buffers")
 
 __all__ = [
     "children",
+    "copy_weights",
     "counter",
     "device_of",
     "find",
@@ -144,6 +146,14 @@ def made_like(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     made = nn.Parameter(values, requires_grad=tensor.requires_grad)
     vars(made).update(vars(tensor))
     return made
+
+
+def copy_weights(root: nn.Module, memo: dict[int, Any]) -> None:
+    """Begin a deep copy with the parameters, so that the attributes that were set on them come
+    along: torch copies none.
+    """
+    for weight in weights_in(root):
+        vars(copy.deepcopy(weight, memo)).update(copy.deepcopy(vars(weight), memo))
 
 
 def skeleton(model: nn.Module) -> nn.Module:

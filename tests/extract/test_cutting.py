@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -255,7 +256,7 @@ def test_attributes_that_the_user_set_on_parameters_are_kept() -> None:
     for recipe in ("fn3-channel", "rank+fn3-channel", "root-2+fn3-channel"):
         nested = nestify.transform(model, recipe, (x,))
         small = nested.space.smallest()
-        forms = [nested, nested.extract(small), nested.masked()]
+        forms = [nested, nested.extract(small), nested.masked(), copy.deepcopy(nested)]
         if "root" not in recipe:
             forms.append(nested.extract(small, as_original_class=True))
         if recipe == "fn3-channel":
@@ -264,3 +265,26 @@ def test_attributes_that_the_user_set_on_parameters_are_kept() -> None:
             for name, parameter in form.named_parameters():
                 if "embedding" not in name:  # of the rewrite's own making
                     assert vars(parameter) == {"no_decay": parameter.ndim < 2}, name
+
+
+class Unread(nn.Module):
+    """A layer that no forward reads, with options for an optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.unread = nn.Linear(4, 4)
+        vars(self.unread.weight)["options"] = {"lr": 0.1}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def test_attributes_of_parameters_are_copied_with_them() -> None:
+    nested = nestify.transform(Unread(), "fn3-neuron", (torch.randn(2, 6),))
+    before = vars(nested.get_parameter("unread.weight"))["options"]
+    original = nested.extract(nested.space.at(0.5), as_original_class=True)
+    for copied in (copy.deepcopy(nested), original):
+        options = vars(copied.get_parameter("unread.weight"))["options"]
+        assert options == before
+        assert options is not before
