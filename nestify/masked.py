@@ -6,6 +6,7 @@ it serves for comparison; and it is one graph of one shape, so ``torch.compile``
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -178,6 +179,16 @@ class MaskedModel(nn.Module):
                 odo.mask.copy_(stretched(place.expr, {dim: kept}))
             for odo, presence in self._blocks:
                 odo.mask.fill_(float(keep.size(presence)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskedModel:
+        """Copy the nested model and this network on it; share the analysis, which never changes."""
+        analysed = [place for _, place in self._places] + [dim for _, dim in self._blocks]
+        for value in (self._absent, self._dims, *analysed):
+            memo[id(value)] = value
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
 
 
 def _insert(

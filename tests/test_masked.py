@@ -73,6 +73,41 @@ def test_buffers_of_what_is_absent_stay_as_they_were(recipe: str) -> None:
             torch.testing.assert_close(mine, expected, msg=name)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_deep_copy_is_a_network_of_its_own(before: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8).double()
+    nested = nestify.transform(Stage().double(), "fn3-layer+fn3-channel", (x,)).train()
+    vars(next(nested.parameters()))["no_decay"] = True
+    masked = nested.masked(before_norm=before)
+    next(m for m in masked.network.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    twin = copy.deepcopy(masked)
+    assert [id(p) for p in twin.parameters()] == [id(p) for p in twin.nested.parameters()]
+    assert [vars(p) for p in twin.parameters()] == [vars(p) for p in masked.parameters()]
+    assert [m.training for m in twin.modules()] == [m.training for m in masked.modules()]
+    for _ in range(3):
+        torch.testing.assert_close(twin(x), masked(x))
+        assert twin.nested.drawn == nested.drawn
+    before_step = copy.deepcopy(masked.state_dict())
+    with torch.no_grad():
+        next(twin.nested.parameters()).add_(1)
+    twin(x).sum().backward()
+    for name, tensor in masked.state_dict().items():
+        assert torch.equal(tensor, before_step[name]), name
+    assert all(p.grad is None for p in (*masked.parameters(), *nested.parameters()))
+
+
+def test_an_average_of_masked_training() -> None:
+    nested, x, _ = alike("bn")
+    masked = nested.masked()
+    average = torch.optim.swa_utils.AveragedModel(masked)
+    with torch.no_grad():
+        for parameter in nested.parameters():
+            parameter.add_(1)
+    average.update_parameters(masked)
+    torch.testing.assert_close(average.eval()(x), masked.eval()(x))
+
+
 def test_units_are_visible_after_norm_and_activation() -> None:
     nested, _, _ = classes("bn")
     nested = nestify.transform(nested.graph.capture.model, "fn3-channel", nested.example_inputs)
