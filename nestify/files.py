@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from nestify.errors import ArtifactError, UsageError
+from nestify.valid import PATH, check
 
 MAX_BYTES = 256 * 2**20
 MAX_INT = 2**63 - 1
@@ -27,15 +28,15 @@ def read_json(path: str | os.PathLike[str], what: str) -> Fields:
         'nestify-plan'
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: ``path`` is no path, or there is no such file.
         ArtifactError: the file is too large, or no well-formed JSON object.
     """
+    check(f"the {what}", {"path": path}, {"path": PATH})
     file = Path(path)
-    if not file.is_file():
-        kind = "is not a file" if file.exists() else "does not exist"
-        raise UsageError(f"{what} {str(file)!r} {kind}")
     where = f"{what} {str(file)!r}"
     try:
+        if not file.is_file():
+            raise UsageError(f"{where} {'is not a file' if file.exists() else 'does not exist'}")
         if file.stat().st_size > MAX_BYTES:
             raise ArtifactError(f"{where} is refused: it is larger than {MAX_BYTES:,} bytes")
         text = file.read_text(encoding="utf-8")

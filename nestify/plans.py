@@ -29,6 +29,7 @@ from nestify.fingerprints import Fingerprint
 from nestify.pareto import pareto
 from nestify.space import Subnet
 from nestify.usercode import kind_of
+from nestify.valid import PATH, check
 
 FORMAT = "nestify-plan"
 VERSION = 2
@@ -179,8 +180,9 @@ class Plan:
         """Write the plan as JSON; the file is whole or absent.
 
         Raises:
-            UsageError: the place cannot be written to.
+            UsageError: ``path`` is no path, or cannot be written to.
         """
+        check("the plan", {"path": path}, {"path": PATH})
         file = Path(path)
         with staging(file) as folder:
             (folder / file.name).write_text(self.to_json(), encoding="utf-8")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from nestify.errors import UsageError
 from nestify.usercode import kind_of
 
-__all__ = ["NONE", "Valid", "check", "instance", "one_of", "real", "whole"]
+__all__ = ["NONE", "PATH", "Valid", "check", "instance", "one_of", "real", "whole"]
 
 _SHOWN = 60  # characters, above which an error names the kind of a value in place of the value
 
@@ -47,6 +48,17 @@ def instance(words: str, *types: type) -> Valid:
 
 
 NONE = instance("None", type(None))
+
+
+def _is_path(value: Any) -> bool:
+    try:
+        path = os.fspath(value)
+        return isinstance(path, str) and b"\0" not in os.fsencode(path)
+    except (TypeError, UnicodeError):  # UnicodeError: half a surrogate pair
+        return False
+
+
+PATH = Valid("a path, as text without null characters or a pathlib.Path", _is_path)
 
 
 def whole(least: int, most: float = math.inf) -> Valid:

@@ -21,6 +21,7 @@ from nestify.emit.request import (
     checked_names,
 )
 from nestify.errors import UsageError
+from nestify.valid import PATH, check
 
 _WRITERS = {"onnx": write_onnx, "pt2": write_pt2, "folder": write_folder}
 
@@ -70,6 +71,7 @@ def export(
     """
     if tolerance <= 0:
         raise UsageError(f"tolerance must be positive, not {tolerance}; 1e-5 suits float32")
+    check("the export", {"path": path}, {"path": PATH})
     kind = kind_of(path)
     parent_of(Path(path))
     call = checked_call(example_inputs, example_kwargs)

@@ -60,6 +60,13 @@ def test_wrong_arguments_get_one_clear_message(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", [None, 3, b"net.onnx", "n\0t.onnx", "net\ud800.onnx"])
+def test_what_is_no_path_is_wrong_usage(path: Any) -> None:
+    model, inputs = build("linear")
+    with pytest.raises(UsageError, match=r"path of the export must be a path, as text .* got "):
+        export(model, path, example_inputs=inputs)
+
+
 @pytest.mark.parametrize("name", ["net.onnx", "net.pt2", "net"])
 def test_a_failure_in_the_middle_leaves_what_was_there(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
