@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -117,6 +118,13 @@ class Fields:
     def text(self, name: str) -> str:
         """Take a string."""
         return self._take(name, "a string", str)
+
+    def choice(self, name: str, choices: Collection[str]) -> str:
+        """Take one of a few strings."""
+        value = self.text(name)
+        if value not in choices:
+            self._refuse(name, value, f"one of {', '.join(choices)}")
+        return value
 
     def text_or_none(self, name: str) -> str | None:
         """Take a string or null."""

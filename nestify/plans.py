@@ -21,7 +21,7 @@ from nestify.constraints import (
     infeasible_message,
     meets,
 )
-from nestify.cost import Cost
+from nestify.cost import CONVENTIONS, Cost
 from nestify.emit.atomic import publish_files, staging
 from nestify.errors import ArtifactError, InfeasibleError, UsageError
 from nestify.files import Fields, read_json
@@ -33,6 +33,7 @@ from nestify.valid import PATH, check
 
 FORMAT = "nestify-plan"
 VERSION = 2
+SCORINGS = ("evaluate", "fidelity")
 
 
 @dataclass(frozen=True)
@@ -273,8 +274,8 @@ def _plan(fields: Fields) -> Plan:
         fingerprint=Fingerprint(fingerprint.text("structure"), fingerprint.text("weights")),
         recipe=fields.text("recipe"),
         targets=targets,
-        convention=fields.text("convention"),
-        scoring=fields.text("scoring"),
+        convention=fields.choice("convention", CONVENTIONS),
+        scoring=fields.choice("scoring", SCORINGS),
         evaluator=fields.text("evaluator"),
         method=fields.text("method"),
         seed=fields.integer("seed"),
