@@ -25,7 +25,7 @@ from torch import distributed
 from nestify.errors import UsageError
 from nestify.space import Subnet, Unit
 
-__all__ = ["BUFFER", "DRAWS", "Draws", "check_draw", "draw_subnet", "keep_probabilities"]
+__all__ = ["BUFFER", "DRAWS", "Draws", "draw_subnet", "keep_probabilities"]
 
 BUFFER = "_draws"
 _KEY = "nestify.draws"
@@ -84,12 +84,6 @@ DRAWS: Mapping[str, Callable[[Unit, _Numbers], int]] = {
     "shared-log-uniform": lambda unit, n: _log_uniform(unit, n.shared),
     "mixture": _mixture,
 }
-
-
-def check_draw(name: str) -> None:
-    """Raise UsageError, with the valid names, where there is no draw of that name."""
-    if name not in DRAWS:
-        raise UsageError(f"draw must be one of {', '.join(DRAWS)}; got {name!r}")
 
 
 def draw_subnet(units: Sequence[Unit], numbers: random.Random) -> Subnet:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from nestify.errors import UsageError
 from nestify.usercode import kind_of
 
-__all__ = ["NONE", "PATH", "Valid", "check", "instance", "one_of", "real", "whole"]
+__all__ = ["NONE", "PATH", "Valid", "check", "check_fields", "instance", "one_of", "real", "whole"]
 
 _SHOWN = 60  # characters, above which an error names the kind of a value in place of the value
 
@@ -119,3 +119,13 @@ def check(owner: str, given: Mapping[str, Any], valid: Mapping[str, Valid]) -> N
             if len(shown) > _SHOWN or "\n" in shown:
                 shown = kind_of(given[name])
             raise UsageError(f"{name} of {owner} must be {rule.words}; got {shown}")
+
+
+def check_fields(holder: object, owner: str, **valid: Valid) -> None:
+    """`check` what ``holder`` has as attributes, such as the fields of a dataclass.
+
+    >>> check_fields(slice(0, -1), "slice", start=whole(0), stop=whole(0))
+    Traceback (most recent call last):
+    nestify.errors.UsageError: stop of slice must be a whole number from 0 on; got -1
+    """
+    check(owner, {name: getattr(holder, name) for name in valid}, valid)

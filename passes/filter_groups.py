@@ -20,11 +20,9 @@ from nestify.passes.grouped_weights import INITS, regroup
 from nestify.passes.projection import project
 from nestify.passes.spatial import Spatial, find_spatial
 from nestify.rewriting import Rewriter
+from nestify.valid import check_fields, one_of, whole
 
 __all__ = ["FilterGroups", "Grouping"]
-
-_EMBEDS = ("existing", "insert", "none")
-_SIZES = ("equal", "free")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +64,14 @@ class FilterGroups:
     calibration: Iterable[Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.number < 1:
-            raise UsageError(f"{self.name} needs N >= 1 filter groups; got {self.number}")
-        for option, value, valid in (
-            ("init", self.init, INITS),
-            ("embed", self.embed, _EMBEDS),
-            ("sizes", self.sizes, _SIZES),
-        ):
-            if value not in valid:
-                raise UsageError(f"{option} must be {' or '.join(valid)}; got {value!r}")
+        check_fields(
+            self,
+            f"pass {self.name}",
+            number=whole(1),
+            init=one_of(*INITS),
+            embed=one_of("existing", "insert", "none"),
+            sizes=one_of("equal", "free"),
+        )
         if self.sizes == "free" and self.init != "project":
             raise UsageError("sizes=free needs init=project: data must say which sizes are good")
         GroupMap.parse(self.groups)

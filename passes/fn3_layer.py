@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nestify.errors import UsageError
 from nestify.groups import Block, Graph
 from nestify.rules import shape_of
 from nestify.space import Unit
+from nestify.valid import check_fields, one_of, real, whole
 
 __all__ = ["Fn3Layer"]
 
@@ -38,12 +38,8 @@ class Fn3Layer:
     per: str = "net"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.core <= 1:
-            raise UsageError(f"core is the always-active share, 0 <= core <= 1; got {self.core}")
-        if self.step < 1:
-            raise UsageError(f"step must be at least 1; got {self.step}")
-        if self.per not in ("net", "stage"):
-            raise UsageError(f"per must be net or stage; got {self.per!r}")
+        per = one_of("net", "stage")
+        check_fields(self, f"pass {self.name}", core=real(0, 1), step=whole(1), per=per)
 
     def apply(self, graph: Graph) -> Graph:
         """Add this pass's units to the search space of ``graph``."""

@@ -27,8 +27,9 @@ from nestify.passes.gates import Gates
 from nestify.passes.objectives import Loss, batch_loss, labels_of, loss_name
 from nestify.passes.reading import Reading, along, readings, weights_read
 from nestify.passes.walking import Walk, flat_batches
+from nestify.valid import check, one_of
 
-__all__ = ["METHODS", "Importance", "Score", "check_method", "measure"]
+__all__ = ["METHODS", "Importance", "Score", "measure"]
 
 METHODS = ("auto", "magnitude", "activation", "taylor", "hessian")
 _TINY = torch.finfo(torch.float64).tiny
@@ -50,12 +51,6 @@ class Importance:
     scores: Mapping[str, Score]
 
 
-def check_method(by: str) -> None:
-    """Raise UsageError where ``by`` is no way to measure importance."""
-    if by not in METHODS:
-        raise UsageError(f"by must be one of {', '.join(METHODS)}; got {by!r}")
-
-
 def measure(
     graph: Graph, by: str, calibration: Iterable[Any] | None, loss: Loss | None = None
 ) -> Importance:
@@ -67,7 +62,7 @@ def measure(
         UsageError: a way that needs calibration data without any, data or labels that do not fit
             the model, or an importance that is no finite number.
     """
-    check_method(by)
+    check("importance", {"by": by}, {"by": one_of(*METHODS)})
     if by == "auto":
         by = "magnitude" if calibration is None else "hessian"
     if any(tensor.is_meta for tensor in graph.capture.tensors.values()):

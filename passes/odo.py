@@ -16,11 +16,11 @@ from typing import ClassVar
 from torch import fx
 
 from nestify.dims import Dim, dims_of
-from nestify.draws import check_draw
-from nestify.errors import UsageError
+from nestify.draws import DRAWS
 from nestify.groups import DimGroup, Graph
 from nestify.rules import NONLINEAR, POOLS, op_name
 from nestify.space import Unit
+from nestify.valid import check_fields, one_of, real, whole
 
 __all__ = ["OrderedDropout"]
 
@@ -44,13 +44,14 @@ class OrderedDropout:
     draw: str = "mixture"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.core <= 1:
-            raise UsageError(f"core is the always-active share, 0 <= core <= 1; got {self.core}")
-        if self.step < 1:
-            raise UsageError(f"step must be at least 1; got {self.step}")
-        if self.where not in ("hidden", "all"):
-            raise UsageError(f"where must be hidden or all; got {self.where!r}")
-        check_draw(self.draw)
+        check_fields(
+            self,
+            f"pass {self.name}",
+            core=real(0, 1),
+            step=whole(1),
+            where=one_of("hidden", "all"),
+            draw=one_of(*DRAWS),
+        )
 
     def apply(self, graph: Graph) -> Graph:
         """Add this pass's units to the search space of ``graph``."""

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 from nestify.compare import LIMITS, relative_error
 from nestify.errors import UsageError, VerificationError
 from nestify.groups import Change, Graph
-from nestify.passes.importance import check_method, measure
+from nestify.passes.importance import METHODS, measure
 from nestify.passes.objectives import Loss
 from nestify.passes.walking import Walk, flat_batches
 from nestify.rewriting import Rewriter, permuted
+from nestify.valid import check_fields, one_of
 
 __all__ = ["Rank"]
 
@@ -43,7 +44,7 @@ class Rank:
     loss: Loss | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_method(self.by)
+        check_fields(self, "pass rank", by=one_of(*METHODS))
 
     def without_data(self) -> Rank:
         """The pass that makes the same graph of weights alone, in another order."""

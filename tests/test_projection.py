@@ -336,7 +336,7 @@ def test_unexplained_energy_is_what_a_fit_leaves() -> None:
 def test_wrong_options_and_calibration_are_refused() -> None:
     with pytest.raises(nestify.UsageError, match="sizes=free needs init=project"):
         project(Rooted(), "root-4{sizes=free}")
-    with pytest.raises(nestify.UsageError, match="sizes must be equal or free"):
+    with pytest.raises(nestify.UsageError, match="sizes of pass root-N must be one of equal, free"):
         project(Rooted(), "root-4{sizes=any}")
     with pytest.raises(nestify.UsageError, match="holds no batch"):
         project(Rooted(), "root-4{init=project}", calibration=[])

@@ -48,7 +48,13 @@ Y = torch.arange(5) % 3
 @pytest.mark.parametrize(
     ("cls", "recipe", "data", "loss", "words"),
     [
-        (Two, "rank{by=size}", None, None, "by must be one of auto, magnitude, .* got 'size'"),
+        (
+            Two,
+            "rank{by=size}",
+            None,
+            None,
+            "by of pass rank must be one of auto, magnitude, .* got 'size'",
+        ),
         (Two, "rank{by=taylor}", None, None, "rank by taylor needs data: pass calibration=batches"),
         (Two, "rank", [], None, "holds no batch"),
         (Two, "rank", [((X, X), Y)], None, "structure of the example inputs"),
