@@ -48,7 +48,10 @@ ConstraintOption = Annotated[
         "latency_ms@TARGET bounds it on one of several targets; may be repeated.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The seed of what is drawn.")]
+SeedOption = Annotated[
+    int,  # a plan file holds 63 bits
+    typer.Option("--seed", min=0, max=2**63 - 1, help="The seed of what is drawn."),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")
 ]

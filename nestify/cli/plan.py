@@ -91,10 +91,15 @@ def plan_command(
     """  # noqa: D301  typer keeps the lines after a backspace as they are
     from nestify.constraints import parse_constraints
     from nestify.explore import search
+    from nestify.explore.arguments import ARGUMENTS
     from nestify.explore.methods import parse_method
     from nestify.sources import load_source
     from nestify.targets import usable_target
+    from nestify.valid import check
 
+    count = int(workers) if workers.isdecimal() else workers
+    given = {"target": target, "workers": count}
+    check("search", given, {name: ARGUMENTS[name] for name in given})
     bounds = parse_constraints(constraint)
     for name in target:
         usable_target(name)
@@ -114,7 +119,7 @@ def plan_command(
                 constraints=bounds,
                 storage=file,
                 calibrate=source.calibration,
-                workers=int(workers) if workers.isdecimal() else workers,
+                workers=count,
                 seed=seed,
                 max_evaluations=evaluations,
                 progress=show,

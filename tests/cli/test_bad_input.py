@@ -37,7 +37,9 @@ def files(folder: Path) -> set[str]:
         (MODEL, ["--target", "gpu"], 2, "unknown target 'gpu': the targets are cpu"),
         (MODEL, ["--constraint", "latency=5"], 2, "did you mean 'latency_ms'?"),
         (MODEL, ["--constraint", "latency_ms"], 2, "is not NAME=NUMBER"),
-        (MODEL, ["--workers", "²"], 2, "workers of search must be a whole number from 1 on"),
+        ("raise ValueError\n", ["--workers", "²"], 2, "workers of search must be a whole number"),
+        ("raise ValueError\n", ["--workers", "0"], 2, "workers of search must be a whole number"),
+        ("raise ValueError\n", ["--target", "cpu"] * 2, 2, "must be one or more distinct names"),
         ("raise ValueError\n", ["--method", "magic"], 2, "the methods are fn3, algorithm1, greedy"),
         (MODEL, ["--out", "model.py"], 2, "--out 'model.py' is a file"),
         (MODEL, ["--out", "model.py/x"], 2, "is not a writable folder"),
@@ -59,6 +61,14 @@ def test_plan_refuses(
     assert result.code == code, result.stderr
     assert message in result.error
     assert files(folder) == before
+
+
+@pytest.mark.parametrize("command", ["plan", "verify"])
+def test_a_seed_that_no_plan_can_hold_is_wrong_usage(run: Run, command: str) -> None:
+    result = run(command, "absent.py", "--seed", 2**63)
+    assert result.code == 2
+    assert "--seed" in result.stderr
+    assert "does not exist" not in result.stderr, "said before the model is looked for"
 
 
 def test_a_missing_file_is_wrong_usage(run: Run) -> None:
