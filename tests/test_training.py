@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import logging
 from collections.abc import Callable
 
 import pytest
@@ -15,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import nestify
 from nestify import NestedModel, Subnet
-from nestify.training import METHODS, Method, cost_multiplier, step
-from tests.test_nested import MODELS, nest, train_alike
+from nestify.training import METHODS, Method, step
+from tests.test_nested import MODELS, train_alike
 
 NAMES = ["bn", "bn over concat", "bn 1d", "instance norm", "multi-head attention", "bn untracked"]
 
@@ -122,178 +120,6 @@ def test_a_sliced_step_is_a_step_of_the_extracted_network(name: str, seed: int) 
     expected = put_back(nested, subnet, slim)
     for key, grad in gradients(nested).items():
         torch.testing.assert_close(grad, expected[key], rtol=1e-9, atol=1e-11, msg=key)
-
-
-# --- methods --------------------------------------------------------------------------------------
-
-
-def test_odo_is_the_plain_loop() -> None:
-    nested, x, y = classes("block")
-    twin = copy.deepcopy(nested)
-    torch.manual_seed(1)
-    loss = step(nested, x, y, F.cross_entropy)
-    torch.manual_seed(1)
-    expected = F.cross_entropy(twin(x), y)
-    expected.backward()
-    assert torch.equal(loss, expected.detach())
-    for a, b in zip(nested.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(a.grad, b.grad)
-
-
-def by_hand(nested: NestedModel, x: torch.Tensor, y: torch.Tensor, method: Method) -> torch.Tensor:
-    """The loss of the paper's formula, all subnets in one graph."""
-    space = nested.space
-    draws = [nested.draws.next(space.units) for _ in range(method.random)]
-    with nested.activate(space.largest()):
-        full = nested(x)
-    loss = F.cross_entropy(full, y)
-    soft = (full.detach() / method.temperature).softmax(1)
-    for subnet in (*draws, *([space.smallest()] if method.smallest else [])):
-        with nested.activate(subnet):
-            out = nested(x)
-        cross = -(soft * (out / method.temperature).log_softmax(1)).sum(1).mean()
-        entropy = -(soft * soft.log()).sum(1).mean()
-        loss = loss + method.distill * (cross - entropy) * method.temperature**2
-        loss = loss + (1 - method.distill) * F.cross_entropy(out, y)
-    return loss
-
-
-@pytest.mark.parametrize(
-    "method",
-    [METHODS["sandwich"], METHODS["joint"], Method(full=True, distill=0.3, temperature=2.0)],
-    ids=str,
-)
-def test_gradients_of_a_method_are_those_of_its_formula(method: Method) -> None:
-    nested, x, y = classes("block")
-    nested, x = nested.double(), x.double()
-    twin = copy.deepcopy(nested)
-    for net in (nested, twin):
-        net.draws.restart(3)
-    loss = step(nested, x, y, F.cross_entropy, method)
-    expected = by_hand(twin, x, y, method)
-    expected.backward()
-    for a, b in zip(nested.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
-    assert loss < expected
-    assert not loss.requires_grad
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_methods_learn(method: str) -> None:
-    nested, x, y = classes("block")
-    optimizer = torch.optim.Adam(nested.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(60):
-        optimizer.zero_grad()
-        step(nested, x, y, F.cross_entropy, method)
-        optimizer.step()
-        with nested.activate(nested.space.at(0.5)):
-            losses.append(F.cross_entropy(nested(x), y).item())
-    assert losses[-1] < 0.3 * losses[0]
-
-
-def test_cost_is_predicted_from_macs_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    nested, x, y = classes("block")
-    full, small = nested.estimate([nested.space.largest(), nested.space.smallest()]).macs
-    assert cost_multiplier(nested, Method(full=True, smallest=True, random=0)) == pytest.approx(
-        1 + small / full
-    )
-    assert cost_multiplier(nested, "odo") < cost_multiplier(nested, "joint") - 0.99
-    before = nested.draws.state_dict()
-    with caplog.at_level(logging.INFO, logger="nestify.training"):
-        for _ in range(2):
-            step(nested, x, y, F.cross_entropy, "sandwich")
-    assert caplog.text.count("nestify.training") == 1
-    assert f"{cost_multiplier(nested, 'sandwich'):.2f} times the MACs" in caplog.text
-    assert nested.draws.step == before["step"] + 2 * 2  # two draws a step, none for the prediction
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"random": 0}, "at least one subnet"),
-        ({"distill": 0.5}, "full=True"),
-        ({"full": True, "distill": 1.5}, "from 0 to 1"),
-        ({"full": True, "temperature": 0.0}, "above 0"),
-    ],
-)
-def test_wrong_methods_are_refused(options: dict[str, float], words: str) -> None:
-    with pytest.raises(nestify.UsageError, match=words):
-        Method(**options)
-
-
-def test_wrong_steps_say_what_to_do() -> None:
-    nested, x, y = classes("block")
-    with pytest.raises(nestify.UsageError, match="odo, sandwich, distilled, joint"):
-        step(nested, x, y, F.cross_entropy, "sandwhich")
-    with pytest.raises(nestify.UsageError, match=r"nestify\.transform"):
-        step(Block(), x, y, F.cross_entropy)
-    with pytest.raises(nestify.UsageError, match=r"nested\.train\(\)"):
-        step(nested.eval(), x, y, F.cross_entropy)
-    pair = nest(TwoHeads(), x).train()
-    with pytest.raises(nestify.UsageError, match=r"distill=0\.0"):
-        step(pair, x, y, lambda out, y: F.cross_entropy(out[0], y), "sandwich")
-
-
-@pytest.mark.parametrize(
-    ("layers", "shape", "labels", "dim"),
-    [
-        ((nn.Linear(4, 8), nn.Linear(8, 3)), (6, 5, 4), (6, 5), -1),
-        ((nn.Conv1d(4, 8, 1), nn.Conv1d(8, 3, 1)), (6, 4, 5), (6, 5), 1),
-        ((nn.Conv2d(4, 8, 1), nn.Conv2d(8, 3, 1)), (2, 4, 5, 5), (2, 5, 5), 1),
-    ],
-    ids=["sequence", "signal", "map"],
-)
-def test_what_is_distilled_is_a_distribution_over_classes(
-    layers: tuple[nn.Module, nn.Module], shape: tuple[int, ...], labels: tuple[int, ...], dim: int
-) -> None:
-    model = nn.Sequential(layers[0], nn.ReLU(), layers[1]).double()
-    x, y = torch.randn(shape).double(), torch.zeros(labels, dtype=torch.long)
-    nested = nest(model, x).train()
-    method = Method(full=True, smallest=True, random=0, distill=1.0)
-
-    def loss_fn(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(out.movedim(dim, 1), y)
-
-    step(nested, x, y, loss_fn, method)
-    found = [p.grad for p in nested.parameters()]
-    nested.zero_grad()
-    outs = []
-    for subnet in (nested.space.largest(), nested.space.smallest()):
-        with nested.activate(subnet):
-            outs.append(nested(x).movedim(dim, 1).transpose(0, 1).flatten(1).t())
-    wide, narrow = outs
-    y = y.flatten()
-    taught = F.kl_div(narrow.log_softmax(1), wide.detach().softmax(1), reduction="batchmean")
-    (F.cross_entropy(wide, y) + taught).backward()
-    for mine, parameter in zip(found, nested.parameters(), strict=True):
-        torch.testing.assert_close(mine, parameter.grad)
-    for explicit in (dim, dim % len(shape)):
-        nested.zero_grad()
-        step(nested, x, y.view(labels), loss_fn, dataclasses.replace(method, classes=explicit))
-        for mine, parameter in zip(found, nested.parameters(), strict=True):
-            torch.testing.assert_close(mine, parameter.grad)
-
-
-@pytest.mark.parametrize("labels", [(6, 3), (6, 3, 3), None])
-def test_logits_whose_classes_are_unclear_are_refused(labels: tuple[int, ...] | None) -> None:
-    nested = nest(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), torch.randn(6, 3, 4)).train()
-    x, y = torch.randn(6, 3, 4), None if labels is None else torch.zeros(labels)
-
-    def loss_fn(out: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        return out.sum()
-
-    with pytest.raises(nestify.UsageError, match=r"\(6, 3, 3\) holds the classes .*classes=-1"):
-        step(nested, x, y, loss_fn, "sandwich")
-    for dim in (0, 3, -3):
-        with pytest.raises(nestify.UsageError, match=rf"classes={dim} is no dim .* from 1 to 2"):
-            step(nested, x, y, loss_fn, Method(full=True, distill=1.0, classes=dim))
-
-
-class TwoHeads(Block):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        out = super().forward(x)
-        return out, out * 2
 
 
 # --- usual loops ----------------------------------------------------------------------------------
