@@ -185,8 +185,7 @@ class MaskedModel(nn.Module):
         analysed = [place for _, place in self._places] + [dim for _, dim in self._blocks]
         for value in (self._absent, self._dims, *analysed):
             memo[id(value)] = value
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
+        twin = memo[id(self)] = self.__class__.__new__(self.__class__)
         twin.__dict__ = copy.deepcopy(self.__dict__, memo)
         return twin
 

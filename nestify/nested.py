@@ -379,8 +379,7 @@ class NestedModel(Holder):
         lazy = (vars(self).get(name) for name in ("pricing", "cuts"))
         for value in (self._groups, self._program, self._bindings, *lazy):
             memo[id(value)] = value
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
+        twin = memo[id(self)] = self.__class__.__new__(self.__class__)
         copy_weights(self, memo)
         own = self.__dict__ | {"_reuse": None}
         twin.__dict__ = {key: copy.deepcopy(value, memo) for key, value in own.items()}

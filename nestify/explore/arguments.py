@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from nestify.cost import CONVENTIONS
 from nestify.explore.executors import WORKERS
 from nestify.files import MAX_INT
 from nestify.space import SearchSpace
-from nestify.valid import NONE, Valid, instance, one_of, whole
+from nestify.valid import NONE, PATH, Valid, instance, one_of, whole
 
 __all__ = ["ARGUMENTS"]
 
@@ -51,7 +50,7 @@ ARGUMENTS: Mapping[str, Valid] = {
     "method": Valid(f"{_NAME.words}, such as 'fn3' or 'fn3{{window=0.25}}'", _NAME.holds),
     "constraints": Valid("bounds by the name of their cost, such as {'macs': 2e6}", _are_bounds)
     | NONE,
-    "storage": instance("the path of a file", str, os.PathLike) | NONE,
+    "storage": PATH | NONE,
     "batches": _BATCHES,
     "calibrate": _BATCHES,
     "workers": WORKERS,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestify.space import SearchSpace, Subnet
-from nestify.valid import Valid, check
+from nestify.valid import Valid, check_fields
 
 __all__ = ["Merit", "Method", "Priced", "Problem", "Round", "Rounds", "Scores", "check_options"]
 
@@ -109,5 +109,4 @@ def check_options(method: Method, **valid: Valid) -> None:
     >>> from nestify.valid import whole
     >>> check_options(Uniform(), count=whole(1))
     """
-    given = {name: getattr(method, name) for name in valid}
-    check(f"method {type(method).__name__.lower()}", given, valid)
+    check_fields(method, f"method {type(method).__name__.lower()}", **valid)
