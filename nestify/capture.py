@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from nestify.autograd_functions import forwards_only
 from nestify.batch_trace import BatchArguments, batch_arguments
 from nestify.errors import CaptureError, NestifyWarning
 from nestify.lowering import lower
@@ -144,11 +145,12 @@ def _capture(
     example_kwargs: Mapping[str, Any],
 ) -> Capture:
     args, kwargs = pytree.tree_unflatten(flat, spec)
-    with left_as_found(model):
+    with left_as_found(model), forwards_only(model) as lost:
         model.eval()
         mark_stochastic(model)
         with mode_readers(model) as readers:
             program = export_program(model, args, kwargs)
+        backwards = tuple(lost)
         lowered = lower(model, program)
         modes = training_arguments(model, args, kwargs, lowered.graph, readers)
         size = _batch_size(flat)
@@ -166,7 +168,7 @@ def _capture(
         out_spec=cast(pytree.TreeSpec, program.call_spec.out_spec),
         batched=frozenset(node.name for node, wide in nodes if wide),
         by_batch=by_batch,
-        notes=modes.notes,
+        notes=(*backwards, *modes.notes),
         mode_args=modes.values,
         tiled=_batch_size(pytree.tree_leaves((example_inputs, example_kwargs))) != size,
     )

@@ -10,8 +10,9 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Generator, Mapping
-from types import TracebackType
+from collections.abc import Generator, Iterable, Mapping
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "calls_of",
     "export_program",
     "is_library",
+    "place_of",
     "source_line",
     "without_fast_path",
 ]
@@ -154,13 +156,13 @@ def _explain(
     name = type(model).__name__
     eager = _eager_error(model, args, kwargs)
     if eager is not None:
-        where = _place(model, eager.__traceback__)
+        where = place_of(model, walk_tb(eager.__traceback__))
         return (
             f"{name} fails on the example inputs ({_describe(args, kwargs)}){where}: "
             f"{type(eager).__name__}: {_first_line(eager)}. Pass example_inputs= and "
             "example_kwargs= that its forward accepts"
         )
-    where = _place(model, error.__traceback__)
+    where = place_of(model, walk_tb(error.__traceback__))
     if _DATA.search(f"{type(error).__name__} {error}"):
         return (
             f"{name} cannot be captured{where}: this line needs the value of a tensor, which a "
@@ -185,17 +187,17 @@ def _eager_error(
     return None
 
 
-def _place(model: nn.Module, trace: TracebackType | None) -> str:
-    """The innermost user's line of a traceback, and the module whose forward it is."""
+def place_of(model: nn.Module, frames: Iterable[tuple[FrameType, int]]) -> str:
+    """The innermost user's line of frames from the outermost on, and the module whose forward it
+    is.
+    """
     paths = {id(module): path for path, module in model.named_modules()}
     line = module = ""
-    while trace is not None:
-        frame = trace.tb_frame
+    for frame, number in frames:
         owner = _owner(frame.f_locals)
         module = paths.get(id(owner), module) if owner is not None else module
         if not is_library(frame.f_code.co_filename):
-            line = f"{frame.f_code.co_filename}:{trace.tb_lineno}"
-        trace = trace.tb_next
+            line = f"{frame.f_code.co_filename}:{number}"
     return (f" in module {module!r}" if module else "") + (f" ({line})" if line else "")
 
 

@@ -37,6 +37,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "modes",
         "inputs",
         "tracing",
+        "autograd_functions",
         "lowering",
         "training_trace",
         "batch_trace",

@@ -1,0 +1,117 @@
+"""Functions with a backward of their own: a graph has their forward only, which is said."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import nestify
+from nestify import NestifyWarning
+
+
+class Round(torch.autograd.Function):
+    """Rounds, and hands the gradient straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0]
+
+
+class Rounded(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Round.apply(8 * x) / 8
+
+
+class WithoutGradients(torch.autograd.Function):
+    """The square, which switches gradients off while they are off."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+class Squared(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return WithoutGradients.apply(x)
+
+
+class Detached(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + ((8 * x).round() / 8 - x).detach()
+
+
+class Checkpointed(nn.Module):
+    """Runs what cuts gradients off for a part, in a checkpoint of torch's."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+
+    def inside(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            scale = x.abs().mean()
+        return torch.relu(x) * scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: Any = checkpoint(self.inside, x, use_reentrant=self.reentrant)
+        return found
+
+
+def network(block: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), block, nn.ReLU(), nn.Linear(8, 2))
+
+
+def nested(block: nn.Module) -> nestify.NestedModel:
+    return nestify.transform(network(block), "fn3-neuron{where=all}", (torch.randn(2, 4),))
+
+
+def gradients(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor | None]:
+    net(x).square().sum().backward()
+    return [parameter.grad for parameter in net.parameters()]
+
+
+def check_gradients(model: nestify.NestedModel, block: nn.Module) -> None:
+    x, net = torch.randn(3, 4), network(block)
+    net.load_state_dict(dict(model.named_parameters()))
+    with model.activate(model.space.largest()):
+        torch.testing.assert_close(gradients(model, x), gradients(net, x))
+
+
+def test_a_backward_that_the_graph_lacks_is_named_with_its_line() -> None:
+    before = vars(torch.autograd.Function)["apply"]
+    with pytest.warns(
+        NestifyWarning, match=r"module '1' \(.*test_backwards.py:\d+\) runs Round, an"
+    ):
+        nested(Rounded())
+    assert vars(torch.autograd.Function)["apply"] is before
+
+
+@pytest.mark.parametrize(
+    "block", [Detached(), Checkpointed(reentrant=True), Checkpointed(reentrant=False)]
+)
+def test_gradients_that_are_kept_are_no_reason_to_warn(block: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NestifyWarning)
+        model = nested(block)
+    check_gradients(model, block)
+
+
+def test_what_follows_a_function_without_gradients_has_some() -> None:
+    with pytest.warns(NestifyWarning, match="runs WithoutGradients"):
+        model = nested(Squared())
+    check_gradients(model, Squared())
