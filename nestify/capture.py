@@ -18,9 +18,9 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from nestify.autograd_functions import forwards_only
 from nestify.batch_trace import BatchArguments, batch_arguments
 from nestify.errors import CaptureError, NestifyWarning
+from nestify.gradient_trace import gradients_of_the_graph
 from nestify.lowering import lower
 from nestify.modes import left_as_found, mark_stochastic, mode_readers
 from nestify.tracing import export_program, source_line
@@ -145,7 +145,7 @@ def _capture(
     example_kwargs: Mapping[str, Any],
 ) -> Capture:
     args, kwargs = pytree.tree_unflatten(flat, spec)
-    with left_as_found(model), forwards_only(model) as lost:
+    with left_as_found(model), gradients_of_the_graph(model) as lost:
         model.eval()
         mark_stochastic(model)
         with mode_readers(model) as readers:

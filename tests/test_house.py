@@ -37,7 +37,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "modes",
         "inputs",
         "tracing",
-        "autograd_functions",
+        "gradient_trace",
         "lowering",
         "training_trace",
         "batch_trace",

@@ -1,4 +1,4 @@
-"""Functions with a backward of their own: a graph has their forward only, which is said."""
+"""Gradients of a nested model are those of the original, or a warning says which are not."""
 
 from __future__ import annotations
 
@@ -72,6 +72,32 @@ class Checkpointed(nn.Module):
         return found
 
 
+class Inference(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            scale = x.abs().mean()
+        return x * scale.clone()
+
+
+class Clipped(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * 2
+        x.register_hook(lambda gradient: gradient.clamp(-1, 1))
+        return x
+
+
+def hooked_module() -> nn.Module:
+    net = nn.ReLU()
+    net.register_full_backward_hook(lambda module, inner, outer: (inner[0].clamp(-1, 1),))
+    return net
+
+
+def hooked_weight() -> nn.Module:
+    net = nn.Linear(8, 8)
+    net.weight.register_hook(lambda gradient: gradient.clamp(-1, 1))
+    return net
+
+
 def network(block: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 8), block, nn.ReLU(), nn.Linear(8, 2))
 
@@ -93,22 +119,36 @@ def check_gradients(model: nestify.NestedModel, block: nn.Module) -> None:
 
 
 def test_a_backward_that_the_graph_lacks_is_named_with_its_line() -> None:
-    before = vars(torch.autograd.Function)["apply"]
+    before = vars(torch.autograd.Function)["apply"], dict(vars(torch.inference_mode))
     with pytest.warns(
-        NestifyWarning, match=r"module '1' \(.*test_backwards.py:\d+\) runs Round, an"
+        NestifyWarning, match=r"module '1' \(.*test_gradient_trace.py:\d+\) runs Round, an"
     ):
         nested(Rounded())
-    assert vars(torch.autograd.Function)["apply"] is before
+    assert (vars(torch.autograd.Function)["apply"], dict(vars(torch.inference_mode))) == before
 
 
 @pytest.mark.parametrize(
-    "block", [Detached(), Checkpointed(reentrant=True), Checkpointed(reentrant=False)]
+    "block",
+    [Detached(), Inference(), Checkpointed(reentrant=True), Checkpointed(reentrant=False)],
 )
 def test_gradients_that_are_kept_are_no_reason_to_warn(block: nn.Module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", NestifyWarning)
         model = nested(block)
     check_gradients(model, block)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (Clipped(), r"module '1' \(.*:\d+\) registers a hook on a gradient: the nested model's"),
+        (hooked_module(), "module '1' has backward hooks: the nested model's gradients"),
+        (hooked_weight(), "parameter '1.weight' has hooks on its gradient"),
+    ],
+)
+def test_hooks_on_gradients_are_named(block: nn.Module, said: str) -> None:
+    with pytest.warns(NestifyWarning, match=said):
+        nested(block)
 
 
 def test_what_follows_a_function_without_gradients_has_some() -> None:
