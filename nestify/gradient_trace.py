@@ -120,4 +120,5 @@ def _hooks(model: nn.Module) -> Iterator[str]:
             yield f"parameter {name!r} has hooks on its gradient, and the nested model's has none"
     for path, module in model.named_modules():
         if vars(module)["_backward_hooks"] or vars(module)["_backward_pre_hooks"]:
-            yield f"module {path!r} has backward hooks: {_LOST}"
+            where = f"module {path!r}" if path else "the model"
+            yield f"{where} has backward hooks: {_LOST}"

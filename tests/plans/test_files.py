@@ -53,6 +53,12 @@ def test_saving_over_a_folder_is_wrong_usage(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"], "no temporary file is left"
 
 
+@pytest.mark.parametrize("path", [".", "..", "", "/"])
+def test_a_place_without_a_name_is_wrong_usage(path: str) -> None:
+    with pytest.raises(UsageError, match="it is a folder; name a file to put there"):
+        small_plan().save(path)
+
+
 def test_loading_nothing_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         Plan.load(tmp_path / "plan.json")
