@@ -1,9 +1,9 @@
 """What autograd does in a model while it is traced: a graph says what is computed, and gradients
 follow from that.
 
-Blocks under `inference_mode` are traced as those under `no_grad`, checkpoints as what they run. The
-backward of another `torch.autograd.Function` and hooks on gradients have no place in a graph, which
-is said.
+Blocks under `inference_mode` are traced as those under `no_grad`, ``x.data`` as ``x.detach()``, and
+checkpoints as what they run. The backward of another `torch.autograd.Function` and hooks on
+gradients have no place in a graph, which is said.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -65,18 +66,28 @@ def gradients_of_the_graph(model: nn.Module) -> Generator[dict[str, None]]:
         _replaced(torch.Tensor, "register_hook", hook),
         _replaced(torch.inference_mode, "__enter__", _enter),
         _replaced(torch.inference_mode, "__exit__", _leave),
+        _replaced(torch.Tensor, "data", property(torch.Tensor.detach, _set_data)),
     ):
         yield lost
 
 
 @contextlib.contextmanager
 def _replaced(owner: type, name: str, value: Any) -> Generator[None]:
-    before = vars(owner)[name]
+    before = vars(owner).get(name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        if before is None:  # inherited
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    if isinstance(tensor, FakeTensor):  # one of the trace
+        raise RuntimeError("a new .data leaves no trace")
+    _C.TensorBase.data.__set__(tensor, value)
 
 
 def _enter(block: Any) -> None:

@@ -23,6 +23,7 @@ from nestify.masks import Place, after_activation, before_norm, stretched
 from nestify.slicing import Keep
 from nestify.space import Subnet
 from nestify.trees import put_tensor, tensors_of
+from nestify.uncompiled import uncompiled
 
 __all__ = ["MaskedModel", "OrderedDropout"]
 
@@ -139,7 +140,7 @@ class MaskedModel(nn.Module):
         return self
 
     # The network is compiled, not what says which subnet runs and puts back what that lacks.
-    @torch.compiler.disable(recursive=False)  # pyright: ignore[reportUntypedFunctionDecorator]
+    @uncompiled(recursive=False)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the drawn or the active subnet by masks."""
         own = self._set_masks(args)
@@ -151,7 +152,7 @@ class MaskedModel(nn.Module):
             self._put_back()
         return outputs
 
-    @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]  # torch types it not
+    @uncompiled()
     def _set_masks(self, inputs: tuple[Any, ...]) -> dict[str, torch.Tensor]:
         """Show the subnet of this call; what it has of its own."""
         subnet = self.nested.subnet_of_call(inputs)
@@ -162,7 +163,7 @@ class MaskedModel(nn.Module):
             self._held = list(self._absent.hold(self.nested.keep(subnet), tensors))
         return own
 
-    @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]  # torch types it not
+    @uncompiled()
     def _put_back(self) -> None:
         """Let what the subnet of this call lacks be what it was."""
         while self._held:

@@ -39,6 +39,7 @@ from nestify.running import Bound, Run
 from nestify.slicing import Keep
 from nestify.space import SearchSpace, Subnet, Unit
 from nestify.trees import copy_weights, device_of, find, get_tensor, put_tensor, tensors_of
+from nestify.uncompiled import uncompiled
 from nestify.verification import verify_extracted
 
 __all__ = ["NestedModel"]
@@ -117,7 +118,7 @@ class NestedModel(Holder):
     # --- running ----------------------------------------------------------------------------------
 
     # What a draw changes is no tensor: compile MaskedModel, whose graph is one for all draws.
-    @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]  # torch's own
+    @uncompiled()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run a drawn subnet in training, the active one in eval, on inputs as the original's."""
         flat = self._program.flat(args, kwargs)
@@ -264,8 +265,7 @@ class NestedModel(Holder):
         noticed, but not what is written through ``.data`` or NumPy.
 
         >>> import nestify
-        >>> pairs = [nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)]
-        >>> net = nn.Sequential(*pairs)
+        >>> net = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)))
         >>> nested = nestify.transform(net, "fn3-neuron", (torch.ones(1, 8),))
         >>> with torch.no_grad(), nested.eval().reusing() as reuse:
         ...     for size in (8, 6, 4):

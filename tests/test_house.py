@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "space",
         "draws",
         "trees",
+        "uncompiled",
         "compare",
         "moments",
     ),

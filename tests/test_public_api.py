@@ -64,5 +64,11 @@ def test_import_is_light() -> None:
     assert imported_by("import torch, nestify", *heavy) == []
 
 
+def test_the_functions_come_without_the_compiler() -> None:
+    """It takes longer to import than torch; marking a method with torch's own decorator does it."""
+    code = "import torch, nestify.api, nestify.training, nestify.explore"
+    assert imported_by(code, "torch._dynamo", "torch._inductor") == []
+
+
 def test_command_line_starts_without_torch() -> None:
     assert imported_by("import nestify.cli", "torch", "onnx", "onnxruntime", "networkx") == []

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import nestify
 from nestify import NestifyWarning
+from nestify.errors import CaptureError
 
 
 class Round(torch.autograd.Function):
@@ -72,6 +73,23 @@ class Checkpointed(nn.Module):
         return found
 
 
+class Data(nn.Module):
+    """The straight-through gradient as older code writes it; then a write past autograd."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + ((8 * x).round() / 8 - x).data
+        x = 3 * x
+        x.data.clamp_(-1, 1)
+        return x
+
+
+class NewData(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x.data = x.clamp(-1, 1)
+        return x
+
+
 class Inference(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -106,16 +124,17 @@ def nested(block: nn.Module) -> nestify.NestedModel:
     return nestify.transform(network(block), "fn3-neuron{where=all}", (torch.randn(2, 4),))
 
 
-def gradients(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor | None]:
-    net(x).square().sum().backward()
-    return [parameter.grad for parameter in net.parameters()]
+def results(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor | None]:
+    y = net(x)
+    y.square().sum().backward()
+    return [y, *(parameter.grad for parameter in net.parameters())]
 
 
 def check_gradients(model: nestify.NestedModel, block: nn.Module) -> None:
-    x, net = torch.randn(3, 4), network(block)
+    x, net = 9 * torch.randn(3, 4), network(block)
     net.load_state_dict(dict(model.named_parameters()))
     with model.activate(model.space.largest()):
-        torch.testing.assert_close(gradients(model, x), gradients(net, x))
+        torch.testing.assert_close(results(model, x), results(net, x))
 
 
 def test_a_backward_that_the_graph_lacks_is_named_with_its_line() -> None:
@@ -129,7 +148,7 @@ def test_a_backward_that_the_graph_lacks_is_named_with_its_line() -> None:
 
 @pytest.mark.parametrize(
     "block",
-    [Detached(), Inference(), Checkpointed(reentrant=True), Checkpointed(reentrant=False)],
+    [Detached(), Data(), Inference(), Checkpointed(reentrant=True), Checkpointed(reentrant=False)],
 )
 def test_gradients_that_are_kept_are_no_reason_to_warn(block: nn.Module) -> None:
     with warnings.catch_warnings():
@@ -149,6 +168,13 @@ def test_gradients_that_are_kept_are_no_reason_to_warn(block: nn.Module) -> None
 def test_hooks_on_gradients_are_named(block: nn.Module, said: str) -> None:
     with pytest.warns(NestifyWarning, match=said):
         nested(block)
+
+
+def test_what_leaves_no_trace_is_refused_with_its_line() -> None:
+    message = r"in module '1' \(.*test_gradient_trace.py:\d+\): .*a new .data leaves no trace"
+    with pytest.raises(CaptureError, match=message):
+        nested(NewData())
+    assert "data" not in vars(torch.Tensor)
 
 
 def test_what_follows_a_function_without_gradients_has_some() -> None:
