@@ -185,6 +185,10 @@ class Plan:
         """
         check("the plan", {"path": path}, {"path": PATH})
         file = Path(path)
+        if file.name in ("", ".."):
+            raise UsageError(
+                f"cannot write {str(file)!r}: it is a folder; name a file to put there"
+            )
         with staging(file) as folder:
             (folder / file.name).write_text(self.to_json(), encoding="utf-8")
             publish_files(folder, [file.name], file.parent)

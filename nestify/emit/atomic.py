@@ -44,10 +44,8 @@ def parent_of(target: Path) -> Path:
     """The folder that ``target`` is to stand in.
 
     Raises:
-        UsageError: there is none, or ``target`` has no name of its own.
+        UsageError: there is none.
     """
-    if target.name in ("", ".."):
-        raise UsageError(f"cannot write {str(target)!r}: it is a folder; name a file to put there")
     parent = target.absolute().parent
     if not parent.is_dir():
         raise UsageError(f"cannot write {target}: there is no folder {parent}; create it first")
