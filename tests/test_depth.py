@@ -303,7 +303,11 @@ def test_blocks_that_do_more_than_add_stay() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [("core=2", "0 <= core <= 1"), ("step=0", "at least 1"), ("per=block", "net or stage")],
+    [
+        ("core=2", "core of pass fn3-layer must be a number in .0, 1.; got 2.0"),
+        ("step=0", "step of pass fn3-layer must be a whole number from 1 on; got 0"),
+        ("per=block", "per of pass fn3-layer must be one of net, stage; got 'block'"),
+    ],
 )
 def test_wrong_options_say_what_is_valid(options: str, words: str) -> None:
     model, inputs = setting(Encoder)
