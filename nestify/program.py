@@ -21,6 +21,7 @@ from nestify.extract import norm_paths
 from nestify.groups import Graph
 from nestify.layouts import reads_in_order
 from nestify.padding import Room
+from nestify.recognition import readable
 from nestify.rules import STRIDED, Dims, bind_arguments, op_name
 from nestify.running import RUNS, Bound, Frame, Read, Run, Slot, Step, copied, hand_on, reads
 from nestify.slicing import Keep, Plan
@@ -264,11 +265,14 @@ class _Kept:
         if not keep.picks.keys().isdisjoint(self._dims):
             return keep.kept(self._expr)
         sizes = tuple([keep.sizes.get(dim, dim.size) for dim in self._dims])
-        if sizes not in self._known:
-            if len(self._known) == _MOST:
+        if (known := self._known.get(sizes, self)) is not self:
+            return cast(int | torch.Tensor | None, known)
+        found = keep.kept(self._expr)
+        if not isinstance(found, torch.Tensor) or readable(found):  # not of a trace
+            if len(self._known) >= _MOST:
                 self._known.clear()
-            self._known[sizes] = keep.kept(self._expr)
-        return self._known[sizes]
+            self._known[sizes] = found
+        return found
 
 
 def _cut(dims: Dims, kept: Sequence[_Kept], keep: Keep, room: Keep) -> tuple[Plan, Sequence[int]]:

@@ -377,3 +377,24 @@ def test_a_statistic_of_one_value() -> None:
         slim = net.extract(subnet)
         with net.activate(subnet):
             assert torch.allclose(net(x), slim(x), rtol=1e-9)
+
+
+class ChannelsLastFlat(nn.Module):
+    """What a channel makes lies apart in the rows that the last layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(4, 8, 1), nn.Linear(32, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.conv(x).relu().permute(0, 2, 3, 1).flatten(1))
+
+
+def test_positions_are_not_remembered_from_where_they_have_no_values() -> None:
+    x = torch.randn(2, 4, 2, 2)
+    nested = nestify.transform(ChannelsLastFlat(), "fn3-channel{where=all}", (x,)).eval()
+    keep = nested.keep({"conv": 3})
+    with torch.device("meta"):
+        nested._program.plans(keep)
+    cuts = dict(nested._program.plans(nested.keep({"conv": 3}))["linear.weight"])
+    assert cuts[1].tolist() == [0, 1, 2, 8, 9, 10, 16, 17, 18, 24, 25, 26]
