@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.utils import _pytree as pytree
 
+from nestify.autocasting import exempt
 from nestify.errors import CaptureError
 from nestify.rules import bind_arguments, op_name, shape_of
 from nestify.tracing import source_line
@@ -69,6 +70,7 @@ class _Lowering:
         self.tensors: dict[str, torch.Tensor] = {}
         self.new: dict[Any, Any] = {}
         self.inputs: list[fx.Node] = []
+        self.exempt: tuple[str, ...] = ()  # from autocast: the types of devices, in this block
 
     def placeholder(self, node: fx.Node, spec: InputSpec) -> None:
         if spec.kind == InputKind.USER_INPUT:
@@ -118,11 +120,12 @@ class _Lowering:
             path = str(next(reversed(stack.values()))[0]) if stack else ""
             made.meta.update(val=_value(node), stack_trace=node.meta.get("stack_trace"))
             made.meta["path"] = self.paths.get(path, path)
+            exempt(made, self.exempt)
             self.new[node] = made
 
     def inline(self, node: fx.Node, block: HigherOrderOperator) -> None:
-        """Copy the body of a ``no_grad`` or ``autocast(enabled=False)`` block; detach what leaves
-        it.
+        """Copy the body of a ``no_grad`` or ``autocast(enabled=False)`` block: detach what leaves
+        the one, exempt what the other runs.
         """
         name = block.name()
         bodies = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
@@ -132,9 +135,12 @@ class _Lowering:
                 f"{type(self.model).__name__} uses {_BLOCKS.get(name, name)}{self.place(node)}, "
                 "which cannot be served; move that block out of forward"
             )
-        body = cast(fx.GraphModule, getattr(self.program.graph_module, str(bodies[0].target)))
+        body = cast(fx.GraphModule, getattr(_owner(node), str(bodies[0].target)))
         operands = iter(node.args[node.args.index(bodies[0]) + 1 :])
         detach = name == "wrap_with_set_grad_enabled" and node.args[0] is False
+        around = self.exempt
+        if name == "wrap_with_autocast":
+            self.exempt = tuple(dict.fromkeys((*around, str(node.args[0]))))
         for inner in body.graph.nodes:
             if inner.op == "placeholder":
                 operand = next(operands)
@@ -145,14 +151,13 @@ class _Lowering:
                 self.new[node] = tuple(self.leave(value, detach=detach) for value in flat)
             else:
                 self.call(inner)
+        self.exempt = around
 
     def place(self, node: fx.Node) -> str:
         """Where a block stands, as far as its own calls or the block's own node tell."""
         bodies = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
         inner = [
-            call
-            for body in bodies
-            for call in getattr(self.program.graph_module, str(body.target)).graph.nodes
+            call for body in bodies for call in getattr(_owner(node), str(body.target)).graph.nodes
         ]
         lines = (source_line(call) for call in [node, *inner])
         return next((f" at {line}" for line in lines if line), "")
@@ -164,6 +169,11 @@ class _Lowering:
         made = self.graph.call_function(torch.ops.aten.detach.default, (inner,))
         made.meta.update(inner.meta)
         return made
+
+
+def _owner(node: fx.Node) -> fx.GraphModule:
+    """The module of the graph that a node is in: a block inside of a block is in that one's."""
+    return cast(fx.GraphModule, node.graph.owning_module)
 
 
 def _value(node: fx.Node) -> Any:

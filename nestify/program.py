@@ -14,6 +14,7 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from nestify.aliasing import written
+from nestify.autocasting import exempted
 from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.dims import Expr, all_dims, resolve
 from nestify.errors import UsageError
@@ -70,6 +71,11 @@ class Program:
             dict.fromkeys(written(graph), False)
             | dict.fromkeys(written(graph, in_eval=True), True),
             {node for node in graph.nodes if reads_in_order(node)},
+            {
+                node: ["" if kind == graph.capture.device.type else kind for kind in exempted(node)]
+                for node in graph.nodes
+                if exempted(node)
+            },
             frozenset(followed),
         )
         alike: dict[Dims, Dims] = {}  # the tensors of a norm are cut alike: worked out once

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from nestify.autocasting import exempt, exempted
 from nestify.errors import UsageError
 from nestify.groups import Change, Graph, analyse
 from nestify.rules import bind_arguments
@@ -111,6 +112,7 @@ class Rewriter:
         with self.graph.inserting_after(place):
             made = self.graph.call_function(target, args, kwargs)
         made.meta = {"path": path, "stack_trace": place.meta.get("stack_trace")}
+        exempt(made, exempted(place))
         return made
 
     def divert(self, node: fx.Node, to: fx.Node) -> None:

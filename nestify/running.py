@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from nestify.autocasting import without_autocast
 from nestify.layouts import channels_last, contiguous, is_contiguous_map, run_in_order
 from nestify.rules import PAIRED, Dims, bind_arguments
 from nestify.slicing import Keep, Plan, cut, put
@@ -62,8 +63,9 @@ class Frame(NamedTuple):
     """What all subnets of a graph have in common.
 
     ``written`` are the buffers that some call writes into, with whether one does so in eval too,
-    ``ordered`` the calls that want maps with their channels first, ``followed`` the modules whose
-    mode some call follows.
+    ``ordered`` the calls that want maps with their channels first, ``exempt`` those that run
+    without autocast, by types of devices (empty: that of the inputs), ``followed`` the modules
+    whose mode some call follows.
     """
 
     slots: Mapping[fx.Node, int]
@@ -71,6 +73,7 @@ class Frame(NamedTuple):
     outputs: Sequence[Any]
     written: Mapping[fx.Node, bool]
     ordered: set[fx.Node]
+    exempt: Mapping[fx.Node, Sequence[str]]
     followed: frozenset[str]
 
     def trains(self, root: nn.Module) -> bool:
@@ -158,14 +161,11 @@ class Run:
             args = [env[a.at] if a.__class__ is Slot else _fill(a, env) for a in args]
             kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()} if kwargs else {}
             yield step.node, args, kwargs
-            if step.node in self.special:
-                env[step.out] = self.special[step.node](args)
-            elif self.turned and step.node in frame.ordered:
-                env[step.out] = run_in_order(step.node, step.run, args, kwargs)
-            elif step.run is step.node.target:
-                env[step.out] = step.run(*args, **kwargs)
+            if step.node in frame.exempt:
+                with without_autocast(self._placed(frame.exempt[step.node])):
+                    env[step.out] = self._value(step, args, kwargs)
             else:
-                env[step.out] = step.run(self, step, args)
+                env[step.out] = self._value(step, args, kwargs)
             for slot in step.frees:
                 env[slot] = None
             self.at += 1
@@ -174,6 +174,19 @@ class Run:
                 _write_back(self._full(read.name), bound.keep, read, value)
         values = [_fill(value, env) for value in frame.outputs]
         return [contiguous(value) for value in values] if self.turned else values
+
+    def _value(self, step: Step, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if step.node in self.special:
+            return self.special[step.node](args)
+        if self.turned and step.node in self.frame.ordered:
+            return run_in_order(step.node, step.run, args, kwargs)
+        if step.run is step.node.target:
+            return step.run(*args, **kwargs)
+        return step.run(self, step, args)
+
+    def _placed(self, types: Sequence[str]) -> list[str]:
+        device = self.env[-1]
+        return [one or ("cpu" if device is None else device.type) for one in types]
 
     def finish(self) -> list[Any]:
         """Run to the end; the flat outputs."""

@@ -89,8 +89,14 @@ class Spelling:
 
     def _placed(self, value: Any) -> Any:
         """The device of the inputs as a node, so that the calls that name it follow them."""
-        if not self.source.capture.is_home(value):
-            return value
+        return self._home() if self.source.capture.is_home(value) else value
+
+    def device_type(self, traced: str) -> Any:
+        """A type of devices; where the trace had its inputs there, that of the inputs as a node."""
+        home = traced == self.source.capture.device.type
+        return self.graph.call_function(getattr, (self._home(), "type")) if home else traced
+
+    def _home(self) -> fx.Node:
         if self._device is None:
             inputs = self.source.capture.graph.find_nodes(op="placeholder")
             name = next(n.name for n in inputs if isinstance(n.meta["val"], torch.Tensor))

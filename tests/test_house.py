@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "inputs",
         "tracing",
         "gradient_trace",
+        "autocasting",
         "lowering",
         "training_trace",
         "batch_trace",

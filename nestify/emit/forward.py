@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from nestify.autocasting import ENTER, EXIT
 from nestify.emit.calls import pytree, unique
 from nestify.emit.literals import identifier, literal
 from nestify.emit.spellings import call_source, is_size
@@ -24,6 +25,7 @@ from nestify.errors import UsageError
 RESERVED = frozenset(
     "self torch nn F math operator json Path Group Model load Tensor max min int float".split()
 )
+_INDENT = "    "
 # Checks of the exporter on its own assumptions: no value, no effect on the result.
 _CHECKS = ("aten._assert", "aten.sym_constrain_range")
 
@@ -53,8 +55,17 @@ def forward_of(
     inputs, parameters, unpacking = _inputs(graph)
     names = _Names(graph, inputs, reach)
     statements = list(unpacking)
+    blocks: list[str] = []  # the heads of those that are open
     for node in graph.nodes:
         if node.op in ("placeholder", "output", "get_attr") or _is_check(node):
+            continue
+        if node.target is ENTER:
+            blocks.append(_INDENT * len(blocks) + _autocast(*node.args, name_of=names.of))
+            statements.append(blocks[-1])
+            continue
+        if node.target is EXIT:
+            if statements[-1] == blocks.pop():  # nothing is left in it
+                statements.pop()
             continue
         if node.op == "call_module":
             shown = [literal(a, names.of) for a in node.args]
@@ -62,8 +73,18 @@ def forward_of(
             source = f"{reach(str(node.target))}({', '.join(shown)})"
         else:
             source = call_source(node, names.of, literal_ops=literal_ops)
-        statements.append(f"{names.take(node)} = {source}" if node.users else source)
+        statement = f"{names.take(node)} = {source}" if node.users else source
+        statements.append(_INDENT * len(blocks) + statement)
     return Forward(parameters, statements, _result(graph, names.of))
+
+
+def _autocast(
+    device_type: Any, dtype: Any, enabled: Any, cache: Any, *, name_of: Callable[..., str]
+) -> str:
+    said = {"dtype": dtype, "enabled": enabled, "cache_enabled": cache}
+    shown = [literal(device_type, name_of)]
+    shown += [f"{name}={literal(value)}" for name, value in said.items() if value is not None]
+    return f"with torch.autocast({', '.join(shown)}):"
 
 
 class _Names:

@@ -14,6 +14,7 @@ import torch
 from nestify.emit.calls import Call, input_names, output_names
 from nestify.emit.report import ExportReport, ExportWarning, first_line
 from nestify.errors import UsageError
+from nestify.nested import NestedModel
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,13 @@ def checked_model(model: torch.nn.Module) -> torch.nn.Module:
     elsewhere.
 
     Raises:
-        UsageError: naming the module that trains or has no weights.
+        UsageError: naming the module that trains or has no weights; for a nested model.
     """
+    if isinstance(model, NestedModel):
+        raise UsageError(
+            "a nested model is a family of networks, and a file holds one: export "
+            "nested.extract(subnet), such as nested.extract(nested.active)"
+        )
     for name, module in model.named_modules():
         # A bare nn.Module is a container that fx made up; it has no mode.
         if module.training and type(module) is not torch.nn.Module:

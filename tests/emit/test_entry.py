@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import nestify
 from nestify.emit import ExportWarning, atomic, export
 from nestify.emit.entry import kind_of
 from nestify.errors import CaptureError, UsageError
@@ -113,3 +114,13 @@ def test_inputs_and_model_are_left_alone(tmp_path: Path) -> None:
     export(model, tmp_path / "net", example_inputs=(x,))
     assert torch.equal(x, before)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_nested_model_is_refused(tmp_path: Path) -> None:
+    x = torch.randn(2, 3)
+    nested = nestify.transform(
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), "fn3-neuron", (x,)
+    ).eval()
+    with pytest.raises(UsageError, match=r"export nested\.extract\(subnet\)"):
+        export(nested, tmp_path / "net.onnx", example_inputs=(x,))
+    export(nested.extract(nested.active), tmp_path / "net.onnx", example_inputs=(x,))
