@@ -14,10 +14,9 @@ import math
 import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import distributed
@@ -37,8 +36,7 @@ _GRID = 16  # numbers a choice, from which probabilities are counted
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-@dataclass(frozen=True, slots=True)
-class _Numbers:
+class _Numbers(NamedTuple):
     """Numbers in [0, 1) of one step: two that all units share, and the unit's own."""
 
     coin: float

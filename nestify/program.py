@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from nestify.aliasing import written
 from nestify.autocasting import exempted
 from nestify.depth import bypassed, live_nodes, overwritten
-from nestify.dims import Expr, all_dims, resolve
+from nestify.dims import Dim, Expr, all_dims, resolve
 from nestify.errors import UsageError
 from nestify.extract import norm_paths
 from nestify.groups import Graph
@@ -46,6 +46,7 @@ class Program:
         self.inputs = [n for n in graph.nodes if n.op == "placeholder"]
         self.attrs = [n for n in graph.nodes if n.op == "get_attr"]
         self.room = Room(graph)
+        self._batch = graph.batch
         ops = {call.op for call in graph.calls.values()}
         self.images = "conv2d" in ops and not ops & STRIDED
         last = {source: node for node in graph.nodes for source in node.all_input_nodes}
@@ -174,9 +175,10 @@ class Program:
         """
         room = self.room.padded(keep, half=half) if pad else keep
         smaller = any(size < dim.size for dim, size in keep.sizes.items())
-        for held in (keep, room):
-            if self.graph.batch is not None:
-                held.hold(self.graph.batch, batch)
+        if self._batch is not None:
+            keep.hold(self._batch, batch)
+            if room is not keep:
+                room.hold(self._batch, batch)
         steps, tensors = self._undropped(bypassed(self.graph, keep), room)
         cuts = {id(dims): _cut(dims, kept, keep, room) for dims, kept in self._alike}
         tensors = [read.cut_as(*cuts[id(read.dims)]) for read in tensors]
@@ -258,6 +260,7 @@ class _Kept:
     def __init__(self, position: int, expr: Expr) -> None:
         self.position = position
         self._expr, self._dims = expr, sorted(all_dims([expr]), key=attrgetter("uid"))
+        self._dim = expr if isinstance(expr, Dim) else None
         self._known: dict[tuple[int, ...], int | torch.Tensor | None] = {}
 
     @classmethod
@@ -268,8 +271,11 @@ class _Kept:
 
     def under(self, keep: Keep) -> int | torch.Tensor | None:
         """What :meth:`Keep.kept` says."""
-        if not keep.picks.keys().isdisjoint(self._dims):
+        if keep.picks and not keep.picks.keys().isdisjoint(self._dims):
             return keep.kept(self._expr)
+        if (dim := self._dim) is not None:  # most are
+            size = keep.sizes.get(dim, dim.size)
+            return None if size == dim.size else size
         sizes = tuple([keep.sizes.get(dim, dim.size) for dim in self._dims])
         if (known := self._known.get(sizes, self)) is not self:
             return cast(int | torch.Tensor | None, known)
@@ -283,8 +289,7 @@ class _Kept:
 
 def _cut(dims: Dims, kept: Sequence[_Kept], keep: Keep, room: Keep) -> tuple[Plan, Sequence[int]]:
     """How ``keep`` cuts a tensor, and the zeros that go behind it, the last dim's first."""
-    each = ((one.position, one.under(keep)) for one in kept)
-    plan = [(position, some) for position, some in each if some is not None]
+    plan = [(one.position, some) for one in kept if (some := one.under(keep)) is not None]
     if room is keep:
         return plan, ()
     counts = [room.size(e) - keep.size(e) for e in reversed(dims)]

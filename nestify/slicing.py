@@ -41,6 +41,10 @@ class Fold(Generic[T]):
         self._leaf, self._times, self._plus = leaf, times, plus
         self._known: dict[Expr, T] = {}
 
+    def forget(self) -> None:
+        """Work everything out anew, as a leaf has another value."""
+        self._known.clear()
+
     def __call__(self, expr: Expr) -> T:
         """The value of ``expr``."""
         known = self._known
@@ -108,9 +112,6 @@ class Keep:
         self.picks = dict(picks or {})
         self.sizes: dict[Dim, int] = {**counts, **{d: len(p) for d, p in self.picks.items()}}
         self._plans: dict[int, tuple[Sequence[Expr], Plan]] = {}
-        self._fold()
-
-    def _fold(self) -> None:
         self._size = Fold(self._kept, math.prod, sum)
         self._full = Fold(self._is_whole, all, all)
         self._positions = Fold(self._positions_of, _rows, _side_by_side)
@@ -124,7 +125,8 @@ class Keep:
     def hold(self, dim: Dim, size: int) -> None:
         """Set the size of ``dim`` from now on, such as the batch size of one call."""
         self.sizes[dim] = size
-        self._fold()
+        for fold in (self._size, self._full, self._positions):
+            fold.forget()
 
     def _kept(self, leaf: Dim | Const) -> int:
         return self.sizes.get(leaf, leaf.size) if isinstance(leaf, Dim) else leaf.size
@@ -189,17 +191,21 @@ def cut(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Cut ``tensor`` as :meth:`Keep.plan` says."""
     if not plan:
         return tensor
+    first_ones = False
+    for position, kept in plan:
+        if isinstance(kept, int):
+            first_ones = True
+        else:
+            tensor = tensor.index_select(position, kept.to(tensor.device))
+    if not first_ones:
+        return tensor
     shape = list(tensor.shape)
     for position, kept in plan:
         if isinstance(kept, int):
             shape[position] = kept
-        else:
-            tensor = tensor.index_select(position, kept.to(tensor.device))
-            shape[position] = len(kept)
     # One view for all dims: narrow would fill a tensor of the full size with zeros in backward
     # for each dim, and in the wrong memory format.
-    whole = shape == list(tensor.shape)
-    return tensor if whole else tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
+    return tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
 
 
 def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:

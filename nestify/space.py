@@ -7,9 +7,9 @@ import json
 import math
 import numbers
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, overload
 
 import torch
@@ -21,7 +21,7 @@ __all__ = ["SearchSpace", "Subnet", "Unit", "is_size"]
 
 def is_size(value: object) -> bool:
     """Whether a value is a whole number, NumPy's too, and no list or tensor of positions."""
-    return isinstance(value, numbers.Integral)
+    return type(value) is int or isinstance(value, numbers.Integral)
 
 
 class Subnet(Mapping[str, int]):
@@ -36,7 +36,7 @@ class Subnet(Mapping[str, int]):
 
     def __init__(self, sizes: Mapping[str, Any]) -> None:
         for name, size in sizes.items():
-            if isinstance(size, bool) or not is_size(size):
+            if type(size) is not int and (isinstance(size, bool) or not is_size(size)):
                 raise UsageError(f"the size of unit {name!r} must be an int, not {size!r}")
         self._items = {name: int(size) for name, size in sorted(sizes.items())}
 
@@ -48,6 +48,14 @@ class Subnet(Mapping[str, int]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def values(self) -> ValuesView[int]:
+        """The sizes."""
+        return self._items.values()
+
+    def items(self) -> ItemsView[str, int]:
+        """Units and their sizes."""
+        return self._items.items()
 
     def __hash__(self) -> int:
         return hash(tuple(self._items.items()))
@@ -121,6 +129,9 @@ class Choices(Sequence[int]):
         return min(reversed(near), key=lambda choice: abs(choice - size))
 
 
+_choices = lru_cache(maxsize=4096)(Choices)  # a training step asks for those of each unit
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One independent choice: a size from ``minimum`` up to ``size`` in steps of ``step``.
@@ -142,7 +153,7 @@ class Unit:
     @property
     def choices(self) -> Choices:
         """Legal sizes, ascending: the minimum, multiples of the step above it, the full size."""
-        return Choices(self.minimum, self.size, self.step)
+        return _choices(self.minimum, self.size, self.step)
 
     def nearest(self, size: float) -> int:
         """The legal size closest to ``size``; of two as close, the larger."""
@@ -197,6 +208,8 @@ class SearchSpace:
     def complete(self, subnet: Mapping[str, int]) -> Subnet:
         """Fill in full sizes for the units that ``subnet`` does not name, and validate it."""
         self.validate(subnet)
+        if isinstance(subnet, Subnet) and len(subnet) == len(self.units):
+            return subnet
         return Subnet({unit.name: subnet.get(unit.name, unit.size) for unit in self.units})
 
     def validate(self, subnet: Mapping[str, int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -172,14 +173,19 @@ def _container(root: nn.Module, path: str) -> nn.Module:
 
 def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
     """The parameter or buffer of that dotted name."""
-    path, _, leaf = name.rpartition(".")
-    owner = find(root, path)
+    path, leaf = _owner_and_leaf(name)
+    owner = find(root, path) if path else root
     registries = vars(owner)
-    for registry in ("_parameters", "_buffers"):
-        found = registries[registry].get(leaf)
-        if found is not None:
-            return found
-    return getattr(owner, leaf)
+    found = registries["_parameters"].get(leaf)
+    if found is None:
+        found = registries["_buffers"].get(leaf)
+    return getattr(owner, leaf) if found is None else found
+
+
+@lru_cache(maxsize=1 << 16)  # every pass asks for every tensor
+def _owner_and_leaf(name: str) -> tuple[str, str]:
+    path, _, leaf = name.rpartition(".")
+    return path, leaf
 
 
 def is_saved(root: nn.Module, name: str) -> bool:

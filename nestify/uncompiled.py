@@ -37,7 +37,7 @@ def uncompiled(*, recursive: bool = True) -> Callable[[F], F]:
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if _COMPILER not in sys.modules:
+            if _COMPILER not in sys.modules or not _compiles():
                 return method(*args, **kwargs)
             if not left_out:
                 left_out.append(_left_out(method, recursive))
@@ -46,6 +46,16 @@ def uncompiled(*, recursive: bool = True) -> Callable[[F], F]:
         return call  # pyright: ignore[reportReturnType]  # of the same signature
 
     return decorate
+
+
+def _compiles() -> bool:
+    """Whether the compiler traces this call, or watches for functions to trace: it is told to leave
+    one out at the cost of many small calls.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    watcher = sys.modules.get("torch._C._dynamo.eval_frame")
+    return watcher is None or watcher.get_eval_frame_callback() is not None
 
 
 def _left_out(method: Callable[..., Any], recursive: bool) -> Any:

@@ -14,6 +14,7 @@ from nestify.usercode import kind_of
 
 __all__ = ["NONE", "PATH", "Valid", "check", "check_fields", "instance", "one_of", "real", "whole"]
 
+_NAME_BYTES, _PATH_BYTES = 255, 4095  # at most: what Linux takes
 _SHOWN = 60  # characters, above which an error names the kind of a value in place of the value
 
 
@@ -53,12 +54,21 @@ NONE = instance("None", type(None))
 def _is_path(value: Any) -> bool:
     try:
         path = os.fspath(value)
-        return isinstance(path, str) and b"\0" not in os.fsencode(path)
+        if not isinstance(path, str):
+            return False
+        raw = os.fsencode(path)
+        names = raw.split(os.fsencode(os.sep))
+        short = len(raw) <= _PATH_BYTES and all(len(name) <= _NAME_BYTES for name in names)
+        return short and b"\0" not in raw
     except (TypeError, UnicodeError):  # UnicodeError: half a surrogate pair
         return False
 
 
-PATH = Valid("a path, as text without null characters or a pathlib.Path", _is_path)
+PATH = Valid(
+    f"a path, as text without null characters or a pathlib.Path, of {_PATH_BYTES} bytes at most, "
+    f"{_NAME_BYTES} a name",
+    _is_path,
+)
 
 
 def whole(least: int, most: float = math.inf) -> Valid:

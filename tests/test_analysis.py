@@ -241,6 +241,8 @@ def test_plots_are_drawn_and_written(tmp_path: Path) -> None:
     figure = nestify.analysis.plot_layer_savings(rows, tmp_path / "savings.png")
     assert [bar.get_height() for bar in figure.axes[0].patches] == [10] * 3 + [5] * 3
     assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("grid", "savings"))
+    with pytest.raises(nestify.UsageError, match="path of the plot must be a path"):
+        nestify.analysis.plot_matrices(grid, "a\0b.png")
 
 
 def test_nothing_to_plot_is_an_error() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nestify.analysis.layers import LayerSaving
 from nestify.errors import UsageError
+from nestify.valid import PATH, check
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def plot_matrices(
     1
 
     Raises:
-        UsageError: there is no matrix, or matplotlib is not installed.
+        UsageError: there is no matrix, ``path`` is no path, or matplotlib is not installed.
     """
     columns = list(dict.fromkeys(name for row in matrices.values() for name in row))
     if not columns:
@@ -67,7 +68,7 @@ def plot_layer_savings(
     ['MACs', 'parameters']
 
     Raises:
-        UsageError: there is no layer, or matplotlib is not installed.
+        UsageError: there is no layer, ``path`` is no path, or matplotlib is not installed.
     """
     if not rows:
         raise UsageError("there is no layer to plot")
@@ -102,5 +103,6 @@ def _finished(figure: Any, path: str | os.PathLike[str] | None, title: str) -> F
     if title:
         figure.suptitle(title, fontsize=10)
     if path is not None:
+        check("the plot", {"path": path}, {"path": PATH})
         figure.savefig(path, dpi=120)
     return figure

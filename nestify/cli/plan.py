@@ -92,6 +92,7 @@ def plan_command(
     from nestify.constraints import parse_constraints
     from nestify.explore import search
     from nestify.explore.arguments import ARGUMENTS
+    from nestify.explore.executors import check_workers
     from nestify.explore.methods import parse_method
     from nestify.sources import load_source
     from nestify.targets import usable_target
@@ -100,6 +101,7 @@ def plan_command(
     count = int(workers) if workers.isdecimal() else workers
     given = {"target": target, "workers": count}
     check("search", given, {name: ARGUMENTS[name] for name in given})
+    check_workers(count)
     bounds = parse_constraints(constraint)
     for name in target:
         usable_target(name)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from nestify.errors import UsageError
 
+_SHOWN = 40  # characters of the target's name in that of its staging folder
+
 
 @contextmanager
 def staging(target: Path) -> Generator[Path]:
@@ -29,7 +31,9 @@ def staging(target: Path) -> Generator[Path]:
     """
     parent = parent_of(target)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-{os.getpid()}-", dir=parent))
+        folder = Path(
+            tempfile.mkdtemp(prefix=f".{target.name[:_SHOWN]}.tmp-{os.getpid()}-", dir=parent)
+        )
     except OSError as error:
         raise UsageError(
             f"cannot write into {parent}: {error.strerror}; choose a folder you may write to"
@@ -84,7 +88,7 @@ def publish_folder(stage: Path, target: Path, owned: frozenset[str]) -> tuple[Pa
     if target.exists():
         check_replaceable(target, owned)
         # mkdtemp gives a name that is free, and rename replaces an empty folder.
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name[:_SHOWN]}.old-", dir=target.parent))
         target.replace(aside)
         try:
             stage.replace(target)

@@ -14,6 +14,7 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from nestify.explore.evaluators import Evaluator, Samples
     from nestify.space import Subnet
 
-__all__ = ["WORKERS", "Executor", "Result", "Task", "executor"]
+__all__ = ["WORKERS", "Executor", "Result", "Task", "check_workers", "executor"]
 
 
 class Task(NamedTuple):
@@ -63,13 +64,23 @@ def _is_ray(workers: Any) -> bool:
 WORKERS = whole(1) | Valid("'ray' or 'ray:N'", _is_ray)
 
 
+def check_workers(workers: Any) -> None:
+    """Raise UsageError where there is no such kind of workers, or Ray is not installed.
+
+    >>> check_workers(2)
+    """
+    check("search", {"workers": workers}, {"workers": WORKERS})
+    if isinstance(workers, str) and find_spec("ray") is None:
+        raise UsageError(f"workers={workers!r} needs Ray: pip install nestify[ray]")
+
+
 def executor(evaluator: Evaluator, workers: int | str) -> Executor:
     """An executor of ``workers``: 1 is this process, more are processes, ``"ray:N"`` is Ray.
 
     Raises:
         UsageError: no such kind of workers, or Ray is not installed.
     """
-    check("search", {"workers": workers}, {"workers": WORKERS})
+    check_workers(workers)
     if isinstance(workers, str):
         count = workers.partition(":")[2]
         return _Ray(evaluator, int(count) if count else None)
@@ -162,10 +173,8 @@ class _Ray:
     """Actors of a Ray cluster: the one that ``ray start`` made, or one on this machine."""
 
     def __init__(self, evaluator: Evaluator, workers: int | None) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise UsageError("workers='ray' needs Ray: pip install nestify[ray]") from None
+        import ray
+
         self._ray: Any = ray
         self._mine = not ray.is_initialized()
         if self._mine:

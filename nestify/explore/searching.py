@@ -19,7 +19,7 @@ from nestify.constraints import check_constraints, excess, infeasible_message, m
 from nestify.errors import InfeasibleError, UsageError
 from nestify.explore.arguments import ARGUMENTS
 from nestify.explore.evaluators import Evaluator
-from nestify.explore.executors import executor
+from nestify.explore.executors import check_workers, executor
 from nestify.explore.fidelity import fidelity
 from nestify.explore.ledger import Ledger
 from nestify.explore.methods import parse_method
@@ -110,6 +110,7 @@ def search(
     targets = (target,) if isinstance(target, str) else tuple(target)
     bounds = dict(constraints or {})
     seed = operator.index(seed)  # a plan holds numbers of JSON, not NumPy's
+    check_workers(workers)
     for name in targets:
         usable_target(name)
     check_constraints(bounds, targets)

@@ -61,7 +61,9 @@ def test_wrong_arguments_get_one_clear_message(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("path", [None, 3, b"net.onnx", "n\0t.onnx", "net\ud800.onnx"])
+@pytest.mark.parametrize(
+    "path", [None, 3, b"net.onnx", "n\0t.onnx", "net\ud800.onnx", "é" * 126 + ".onnx"]
+)
 def test_what_is_no_path_is_wrong_usage(path: Any) -> None:
     model, inputs = build("linear")
     with pytest.raises(UsageError, match=r"path of the export must be a path, as text .* got "):
@@ -124,3 +126,12 @@ def test_a_nested_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"export nested\.extract\(subnet\)"):
         export(nested, tmp_path / "net.onnx", example_inputs=(x,))
     export(nested.extract(nested.active), tmp_path / "net.onnx", example_inputs=(x,))
+
+
+@pytest.mark.parametrize("suffix", ["", ".onnx", ".pt2"])
+def test_the_longest_names_are_written(suffix: str, tmp_path: Path) -> None:
+    model, inputs = build("linear")
+    name = "é" * 120 + suffix
+    export(model, tmp_path / name, example_inputs=inputs)
+    export(model, tmp_path / name, example_inputs=inputs)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]

@@ -252,3 +252,13 @@ def test_an_evaluate_that_fails_in_a_worker_shows_its_line(workers: int | str) -
 def test_a_worker_that_dies_is_said(workers: int | str) -> None:
     with pytest.raises(nestify.CaptureError, match=r"a worker process died.*try workers=1"):
         nestify.search(nested_net(), lambda model: os._exit(3), target="sim", workers=workers)
+
+
+def test_missing_ray_is_said_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nestify.explore.executors.find_spec", lambda name: None)
+
+    def never(model: nn.Module) -> float:
+        raise AssertionError
+
+    with pytest.raises(UsageError, match=r"workers='ray:2' needs Ray: pip install nestify\[ray\]"):
+        nestify.search(nested_net(), never, target="sim", workers="ray:2")
