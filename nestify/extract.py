@@ -54,12 +54,13 @@ def emit(
     emitter.run()
     if edit is not None:
         edit(emitter.graph, emitter.modules.root, emitter.new)
-    refuse_names(emitter.modules.root, _TAKEN, "a GraphModule, as an extracted network is one,")
-    module = fx.GraphModule(emitter.modules.root, emitter.graph, type(graph.capture.model).__name__)
-    module.graph.eliminate_dead_code()
+    root, made = emitter.modules.root, emitter.graph
+    refuse_names(root, _TAKEN, "a GraphModule, as an extracted network is one,")
+    made.owning_module = root  # pyright: ignore[reportAttributeAccessIssue]  # knows what is impure
+    made.eliminate_dead_code()
+    # It takes over what the graph still reads, and writes its code: once, as that takes a while.
+    module = fx.GraphModule(root, made, type(graph.capture.model).__name__)
     module.graph.lint()
-    module.delete_all_unused_submodules()
-    module.recompile()
     return module.eval()
 
 

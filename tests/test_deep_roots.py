@@ -22,9 +22,11 @@ from torch import nn
 import nestify
 from examples.models import alexnet, googlenet, nin, resnet50_caffe, resnet200
 from nestify.compare import relative_error
+from nestify.groups import Graph
 from nestify.passes.grouped_weights import diagonal_blocks
 from nestify.passes.spatial import find_spatial
 from nestify.rewriting import Rewriter, permuted
+from tests.applied import applied
 from tests.laws.equalities import check_subnets
 
 Golden = Callable[[str, str], None]
@@ -85,13 +87,18 @@ def original(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
         return make(), (torch.empty(1, 3, side, side),)
 
 
+@cache
+def traced(name: str) -> Graph:
+    return nestify.trace(*original(name))
+
+
 @pytest.mark.parametrize(("name", "recipe"), ROWS)
 def test_a_row_of_the_tables(name: str, recipe: str) -> None:
-    model, inputs = original(name)
     if not recipe:
+        model, inputs = original(name)
         cost = nestify.estimate(model, inputs, convention="caffe")
     else:
-        nested = nestify.transform(model, recipe, inputs)
+        nested = applied(traced(name), recipe)
         cost = nested.estimate([nested.space.largest()], convention="caffe").row(0)
     assert (cost.macs, cost.params) == ROWS[name, recipe]
 
@@ -117,7 +124,7 @@ def test_stages_of_the_paper_s_models() -> None:
     """NiN conv2a, conv3a; ResNet res2 to res5; GoogLeNet conv2, inception 3, 4, 5 (1.2)."""
     found: dict[str, dict[int, set[str]]] = {}
     for name in ("nin", "resnet50", "resnet200", "googlenet", "alexnet"):
-        for conv in find_spatial(nestify.trace(*original(name))):
+        for conv in find_spatial(traced(name)):
             part = conv.name.split(".")[0].rstrip("abcde")
             found.setdefault(name, {}).setdefault(conv.stage, set()).add(part)
     assert found == {

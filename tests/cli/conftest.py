@@ -1,13 +1,19 @@
-"""A tiny model on disk, a way to run the real command, and one plan that many tests read."""
+"""A tiny model on disk, a way to run the real command, and one plan that many tests read.
+
+Most of a short command's time goes into importing torch. So commands are forked off a server that
+has imported it; the environment, the folder and the arguments are those of a new process.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -56,15 +62,42 @@ def python(folder: Path, *args: str) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["nestify", "torch", "onnxruntime", "onnxscript", "rich.progress"])
+
+
 def nestify(folder: Path, *args: str | Path) -> Result:
     """Run ``nestify args...`` in ``folder``."""
-    return python(folder, "-m", "nestify.cli", *map(str, args))
+    return nestify_after(folder, "", *map(str, args))
 
 
 def nestify_after(folder: Path, change: str, *args: str) -> Result:
     """Run ``nestify args...`` in ``folder`` after ``change``, code that breaks something."""
-    start = f"import sys; sys.argv = {['nestify', *args]!r}\nfrom nestify.cli import main; main()\n"
-    return python(folder, "-c", f"{change}\n{start}")
+    with TemporaryDirectory() as outputs:
+        stdout, stderr = Path(outputs, "stdout"), Path(outputs, "stderr")
+        process = _SERVER.Process(
+            target=_command, args=(folder, change, ["nestify", *args], stdout, stderr)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return Result(process.exitcode, stdout.read_text(), stderr.read_text())
+
+
+def _command(folder: Path, change: str, argv: list[str], stdout: Path, stderr: Path) -> None:
+    """A forked process: what it prints goes where it would have gone."""
+    for path, place in ((stdout, 1), (stderr, 2)):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), place)
+    os.environ |= ENV
+    os.chdir(folder)
+    sys.path[0] = str(folder)
+    sys.argv = argv
+    __import__("torch").set_num_threads(1)
+    exec(change, {"__name__": "__main__"})
+    from nestify.cli import main
+
+    main()
 
 
 @pytest.fixture

@@ -38,15 +38,15 @@ FORMS = form_table()
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(3))
 def test_models_obey_the_laws(part: int, tmp_path: Path) -> None:
-    """150 models of the campaign's seed, some of them in onnxruntime too."""
+    """90 models of the campaign's seed, some of them in onnxruntime too."""
     settings = Settings(onnx_every=(2, 2, 0)[part], scripts=str(tmp_path))
-    tally = run_chunk(settings, range(50 * part, 50 * part + 50))
+    tally = run_chunk(settings, range(30 * part, 30 * part + 30))
     scripts = [Path(found.script).read_text() for found in tally.mismatches]
     assert not tally.mismatches, "\n\n".join(scripts)
-    assert tally.outcomes["checked"] >= 35
+    assert tally.outcomes["checked"] >= 21
     assert tally.outcomes["torch.export"] == 0
-    assert len(tally.pairs) > 200
-    assert part == 2 or tally.onnx["equal"] >= 12
+    assert len(tally.pairs) > 120
+    assert part == 2 or tally.onnx["equal"] >= 7
 
 
 @pytest.mark.parametrize("fault", FAULTS)

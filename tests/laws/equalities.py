@@ -14,6 +14,7 @@ from nestify.compare import relative_error
 from nestify.dims import dims_of
 from nestify.fuzz.oracle import flat_inputs, silenced
 from nestify.groups import Graph
+from tests.applied import applied
 
 EVERYTHING = "fn3-channel{where=all}+fn3-neuron{where=all}+fn3-head+fn3-path+fn3-layer"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -32,7 +33,7 @@ def check_laws(
     graph = nestify.trace(model, inputs)
     if not graph.groups and len(graph.blocks) < 2:  # one block alone is no choice
         return 0
-    nested = nestify.transform(model, EVERYTHING, inputs).eval()
+    nested = applied(graph, EVERYTHING).eval()
     # Gradients on: without them nn.MultiheadAttention takes a fused path that rounds otherwise.
     for batch in filter(None, (inputs, other if nested.graph.batch is not None else ())):
         assert _bit_equal(nested(*batch), model(*batch)), "the largest subnet is not the original"

@@ -84,9 +84,9 @@ def test_20_subnets_of_each_example(name: str) -> None:
             assert relative_error(net(*inputs), slim(*inputs)) <= 1e-5
 
 
-def elastic_models(count: int) -> list[tuple[int, ModelSpec]]:
-    """The first generated models that leave something to choose, with their seeds."""
-    specs = ((seed, random_spec(seed, without=("interpolate",))) for seed in count_from(1000))
+def elastic_models(count: int, start: int) -> list[tuple[int, ModelSpec]]:
+    """The first generated models from ``start`` on that leave something to choose."""
+    specs = ((seed, random_spec(seed, without=("interpolate",))) for seed in count_from(start))
     elastic = (
         (seed, spec)
         for seed, spec in specs
@@ -97,8 +97,8 @@ def elastic_models(count: int) -> list[tuple[int, ModelSpec]]:
 
 @pytest.mark.parametrize("chunk", range(4))
 def test_float32_and_onnxruntime_agree(chunk: int, tmp_path: Path) -> None:
-    """One random subnet each of 24 models: nested, extracted, onnxruntime (inside export)."""
-    for seed, spec in elastic_models(24)[chunk::4]:
+    """One random subnet each of 6 models: nested, extracted, onnxruntime (inside export)."""
+    for seed, spec in elastic_models(6, 1000 + 100 * chunk):
         model, inputs = build(spec, seed), example_inputs(spec, 2, seed)
         net = nestify.transform(model, EVERYTHING, inputs).eval()
         subnet = net.space.sample(torch.Generator().manual_seed(seed))

@@ -20,6 +20,7 @@ from nestify.fuzz.oracle import flat_inputs, silenced
 from nestify.passes.importance import measure
 from nestify.rewriting import Rewriter, permuted
 from nestify.slicing import Keep
+from tests.applied import applied
 from tests.laws.equalities import EVERYTHING
 from tests.laws.generator import ModelSpec, random_spec, specs
 from tests.patterns.test_patterns import PATTERNS
@@ -37,7 +38,7 @@ def check_function(model: nn.Module, batches: list[Any], limit: float = 1e-10) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", nestify.NestifyWarning)
             data = [(batch,) for batch in (batches if graph.batch is not None else batches[:1])]
-            moved = nestify.transform(model, f"rank{{by={by}}}", batches[0], calibration=data)
+            moved = applied(graph, f"rank{{by={by}}}", data)
         for (batch,) in data:
             assert relative_error(model(*batch), moved.eval()(*batch)) < limit
         assert moved.graph.original is None
@@ -105,7 +106,7 @@ def test_a_prefix_is_the_original_without_its_least_important_positions(seed: in
     recipe = f"rank{{by={by}}}+{EVERYTHING}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", nestify.NestifyWarning)
-        nested = nestify.transform(model, recipe, batches[0], calibration=data)
+        nested = applied(graph, recipe, data)
     slim = nested.extract(halves, verify=False)
     found = pytree.tree_leaves(slim(*batches[0]))
     assert relative_error(expected, found) < 1e-9

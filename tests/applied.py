@@ -1,0 +1,17 @@
+"""What `nestify.transform` makes of a graph that was captured before: the capture takes longest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from nestify import NestedModel
+from nestify.groups import Graph
+from nestify.passes import calibrated, parse_recipe
+
+
+def applied(graph: Graph, recipe: str, calibration: Iterable[Any] | None = None) -> NestedModel:
+    """Apply the passes of ``recipe``; ``graph`` stays as it is."""
+    for step in calibrated(parse_recipe(recipe), calibration):
+        graph = step.apply(graph)
+    return NestedModel(graph, graph.units, recipe)
