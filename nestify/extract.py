@@ -21,7 +21,7 @@ from torch.fx.graph import (
     _PyTreeInfo,  # pyright: ignore[reportPrivateUsage]
 )
 
-from nestify.autocasting import Blocks, exempted
+from nestify.autocasting import BlockWriter, blocks_of
 from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.groups import Graph
 from nestify.holding import refuse_names
@@ -97,7 +97,7 @@ class _Emitter:
         self.modules = Rebuilder(graph, tensors, keep)
         self.graph = fx.Graph()
         self.spelling = Spelling(graph, keep, self.graph)
-        self.blocks = Blocks(self.graph, self.spelling.device_type)
+        self.blocks = BlockWriter(self.graph, self.spelling.device_type)
         self.new: dict[fx.Node, fx.Node] = {}
         self.reshaped = set(_views_that_may_copy(graph.nodes))
 
@@ -111,7 +111,7 @@ class _Emitter:
             if node in bypass and node not in copied:
                 self.new[node] = self.new[bypass[node]]
                 continue
-            self.blocks.move_to(exempted(node))
+            self.blocks.move_to(blocks_of(node))
             if node in bypass:
                 self.new[node] = self.graph.call_method("clone", (self.new[bypass[node]],))
             elif node.op == "placeholder":

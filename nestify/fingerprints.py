@@ -61,7 +61,7 @@ def _calls(graph: Graph) -> Iterator[list[Any]]:
     """What each node computes from which others; sizes that follow the batch are left out."""
     from torch.utils import _pytree as pytree
 
-    from nestify.autocasting import exempted
+    from nestify.autocasting import blocks_of
     from nestify.dims import dims_of
     from nestify.rules import bind_arguments
 
@@ -85,7 +85,7 @@ def _calls(graph: Graph) -> Iterator[list[Any]]:
         yield [
             str(getattr(node.target, "__name__", node.target)),
             {name: _spelled(value, places) for name, value in arguments if name not in batched},
-            *exempted(node),
+            *[list(map(str, block)) for block in blocks_of(node)],
         ]
 
 

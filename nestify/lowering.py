@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.utils import _pytree as pytree
 
-from nestify.autocasting import exempt
+from nestify.autocasting import Block, place_in
 from nestify.errors import CaptureError
 from nestify.rules import bind_arguments, op_name, shape_of
 from nestify.tracing import source_line
@@ -25,11 +25,7 @@ from nestify.trees import first_paths, get_tensor, tensors_of
 __all__ = ["Lowered", "lower"]
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-_BLOCKS = {
-    "wrap_with_autocast": "torch.autocast",
-    "wrap_with_set_grad_enabled": "torch.set_grad_enabled",
-    "cond": "torch.cond",
-}
+_BLOCKS = {"cond": "torch.cond"}
 # Ops that cut a tensor, and the dim that they cut where they have no argument for it.
 _SPLITS = {"chunk": 0, "split": 0, "tensor_split": 0, "vsplit": 0, "hsplit": 1, "dsplit": 2}
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
@@ -70,7 +66,7 @@ class _Lowering:
         self.tensors: dict[str, torch.Tensor] = {}
         self.new: dict[Any, Any] = {}
         self.inputs: list[fx.Node] = []
-        self.exempt: tuple[str, ...] = ()  # from autocast: the types of devices, in this block
+        self.blocks: tuple[Block, ...] = ()  # of autocast, that the next call is in
 
     def placeholder(self, node: fx.Node, spec: InputSpec) -> None:
         if spec.kind == InputKind.USER_INPUT:
@@ -120,17 +116,16 @@ class _Lowering:
             path = str(next(reversed(stack.values()))[0]) if stack else ""
             made.meta.update(val=_value(node), stack_trace=node.meta.get("stack_trace"))
             made.meta["path"] = self.paths.get(path, path)
-            exempt(made, self.exempt)
+            place_in(made, self.blocks)
             self.new[node] = made
 
     def inline(self, node: fx.Node, block: HigherOrderOperator) -> None:
-        """Copy the body of a ``no_grad`` or ``autocast(enabled=False)`` block: detach what leaves
-        the one, exempt what the other runs.
+        """Copy the body of a ``no_grad`` or ``autocast`` block: detach what leaves the one, note of
+        each call of the other that it is in there.
         """
         name = block.name()
         bodies = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
-        casts = name == "wrap_with_autocast" and node.args[2] is not False
-        if name not in _INLINED or not bodies or casts:
+        if name not in _INLINED or not bodies:
             raise CaptureError(
                 f"{type(self.model).__name__} uses {_BLOCKS.get(name, name)}{self.place(node)}, "
                 "which cannot be served; move that block out of forward"
@@ -138,9 +133,10 @@ class _Lowering:
         body = cast(fx.GraphModule, getattr(_owner(node), str(bodies[0].target)))
         operands = iter(node.args[node.args.index(bodies[0]) + 1 :])
         detach = name == "wrap_with_set_grad_enabled" and node.args[0] is False
-        around = self.exempt
+        around = self.blocks
         if name == "wrap_with_autocast":
-            self.exempt = tuple(dict.fromkeys((*around, str(node.args[0]))))
+            kind, dtype, enabled = cast(Any, node.args[:3])
+            self.blocks = Block(kind, dtype if enabled else None, enabled).around(around)
         for inner in body.graph.nodes:
             if inner.op == "placeholder":
                 operand = next(operands)
@@ -151,7 +147,7 @@ class _Lowering:
                 self.new[node] = tuple(self.leave(value, detach=detach) for value in flat)
             else:
                 self.call(inner)
-        self.exempt = around
+        self.blocks = around
 
     def place(self, node: fx.Node) -> str:
         """Where a block stands, as far as its own calls or the block's own node tell."""

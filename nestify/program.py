@@ -14,7 +14,7 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from nestify.aliasing import written
-from nestify.autocasting import exempted
+from nestify.autocasting import Block, blocks_of
 from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.dims import Dim, Expr, all_dims, resolve
 from nestify.errors import UsageError
@@ -72,11 +72,7 @@ class Program:
             dict.fromkeys(written(graph), False)
             | dict.fromkeys(written(graph, in_eval=True), True),
             {node for node in graph.nodes if reads_in_order(node)},
-            {
-                node: ["" if kind == graph.capture.device.type else kind for kind in exempted(node)]
-                for node in graph.nodes
-                if exempted(node)
-            },
+            {node: self._placeless(blocks_of(node)) for node in graph.nodes if blocks_of(node)},
             frozenset(followed),
         )
         alike: dict[Dims, Dims] = {}  # the tensors of a norm are cut alike: worked out once
@@ -145,6 +141,11 @@ class Program:
         batched = self.graph.capture.batched
         sizes = (v.shape[0] for n, v in zip(self.inputs, flat, strict=True) if n.name in batched)
         return next(sizes, 0)
+
+    def _placeless(self, blocks: Sequence[Block]) -> list[Block]:
+        """Blocks for the type of devices that the trace had its inputs on follow the inputs."""
+        home = self.graph.capture.device.type
+        return [b._replace(device_type="") if b.device_type == home else b for b in blocks]
 
     def _slotted(self, value: Any) -> Any:
         """Slots for nodes, and for the device that follows the inputs."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nestify.autocasting import exempt, exempted
+from nestify.autocasting import blocks_of, inside, place_in
 from nestify.errors import UsageError
 from nestify.groups import Change, Graph, analyse
 from nestify.rules import bind_arguments
@@ -112,7 +112,7 @@ class Rewriter:
         with self.graph.inserting_after(place):
             made = self.graph.call_function(target, args, kwargs)
         made.meta = {"path": path, "stack_trace": place.meta.get("stack_trace")}
-        exempt(made, exempted(place))
+        place_in(made, blocks_of(place))
         return made
 
     def divert(self, node: fx.Node, to: fx.Node) -> None:
@@ -178,7 +178,7 @@ class Rewriter:
                 "val" not in node.meta or changed.intersection(node.all_input_nodes)
             ):
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-                with mode, torch.no_grad():
+                with mode, torch.no_grad(), inside(blocks_of(node)):
                     node.meta["val"] = node.target(*args, **kwargs)
                 changed.add(node)
 

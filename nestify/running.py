@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from nestify.autocasting import without_autocast
+from nestify.autocasting import Block, inside
 from nestify.layouts import channels_last, contiguous, is_contiguous_map, run_in_order
 from nestify.rules import PAIRED, Dims, bind_arguments
 from nestify.slicing import Keep, Plan, cut, put
@@ -63,8 +63,8 @@ class Frame(NamedTuple):
     """What all subnets of a graph have in common.
 
     ``written`` are the buffers that some call writes into, with whether one does so in eval too,
-    ``ordered`` the calls that want maps with their channels first, ``exempt`` those that run
-    without autocast, by types of devices (empty: that of the inputs), ``followed`` the modules
+    ``ordered`` the calls that want maps with their channels first, ``blocks`` those of autocast by
+    the calls in them (those without a type of devices follow the inputs), ``followed`` the modules
     whose mode some call follows.
     """
 
@@ -73,7 +73,7 @@ class Frame(NamedTuple):
     outputs: Sequence[Any]
     written: Mapping[fx.Node, bool]
     ordered: set[fx.Node]
-    exempt: Mapping[fx.Node, Sequence[str]]
+    blocks: Mapping[fx.Node, Sequence[Block]]
     followed: frozenset[str]
 
     def trains(self, root: nn.Module) -> bool:
@@ -161,8 +161,8 @@ class Run:
             args = [env[a.at] if a.__class__ is Slot else _fill(a, env) for a in args]
             kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()} if kwargs else {}
             yield step.node, args, kwargs
-            if step.node in frame.exempt:
-                with without_autocast(self._placed(frame.exempt[step.node])):
+            if step.node in frame.blocks:
+                with inside(self._placed(frame.blocks[step.node])):
                     env[step.out] = self._value(step, args, kwargs)
             else:
                 env[step.out] = self._value(step, args, kwargs)
@@ -184,9 +184,12 @@ class Run:
             return step.run(*args, **kwargs)
         return step.run(self, step, args)
 
-    def _placed(self, types: Sequence[str]) -> list[str]:
+    def _placed(self, blocks: Sequence[Block]) -> list[Block]:
         device = self.env[-1]
-        return [one or ("cpu" if device is None else device.type) for one in types]
+        home = "cpu" if device is None else device.type
+        return [
+            block if block.device_type else block._replace(device_type=home) for block in blocks
+        ]
 
     def finish(self) -> list[Any]:
         """Run to the end; the flat outputs."""

@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from nestify.autocasting import as_asked
 from nestify.errors import CaptureError
 from nestify.rules import COPIES, op_name
 
@@ -43,7 +44,13 @@ def export_program(
         CaptureError: the model cannot be traced.
     """
     try:
-        with warnings.catch_warnings(), _quiet(), _dropouts_of_their_own(), without_fast_path():
+        with (
+            warnings.catch_warnings(),
+            _quiet(),
+            _dropouts_of_their_own(),
+            without_fast_path(),
+            as_asked(),
+        ):
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # torch.export raises many kinds; each becomes one clear message

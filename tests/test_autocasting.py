@@ -1,8 +1,9 @@
-"""Blocks under ``autocast(enabled=False)`` keep their precision in all that is made of a model."""
+"""Blocks under autocast, on or off, compute as in the model in all that is made of it."""
 
 from __future__ import annotations
 
 import itertools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,73 @@ def test_it_is_a_part_of_the_fingerprint() -> None:
     without = fingerprint(_nested(plain, x))
     assert with_block.weights == without.weights
     assert with_block.structure != without.structure
+
+
+class Cast(nn.Module):
+    """A part that computes in 16 bits wherever the rest does."""
+
+    def __init__(self, device_type: str = "cpu", dtype: torch.dtype | None = BF16) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(n, 8) for n in (6, 8, 8, 8))
+        self.device_type, self.dtype = device_type, dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x).relu()
+        with torch.autocast(self.device_type, dtype=self.dtype):
+            h = self.b(h).relu()
+            with torch.autocast(self.device_type, enabled=False):
+                h = self.d(h.float()).relu()
+            return self.c(h)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("recipe", ["fn3-neuron", "rank+fn3-neuron"])
+def test_blocks_that_cast_are_served(recipe: str, outside: bool, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model, x = Cast().eval(), torch.randn(5, 6)
+    nested = nestify.transform(model, recipe, (x,), calibration=[x]).eval()
+    plain = recipe == "fn3-neuron"
+    with torch.no_grad(), torch.autocast("cpu", BF16, enabled=outside):
+        assert model(x).dtype is BF16
+        for subnet in (nested.space.largest(), *_halves(nested)):
+            slim = nested.extract(subnet)
+            with nested.activate(subnet):
+                assert torch.equal(nested(x), slim(x))
+                torch.testing.assert_close(nested.masked()(x), nested(x), rtol=2e-2, atol=2e-3)
+        with nested.activate(nested.space.largest()):
+            torch.testing.assert_close(nested(x), model(x), rtol=0 if plain else 2e-2, atol=1e-2)
+            assert not plain or torch.equal(nested(x), model(x))
+    nestify.export(nested.extract({}), tmp_path / "net", example_inputs=(x,))
+    source = (tmp_path / "net/model.py").read_text()
+    assert source.count("dtype=torch.bfloat16, enabled=True):") == 2
+
+
+def test_gradients_through_blocks_that_cast_are_those_of_the_model() -> None:
+    torch.manual_seed(1)
+    model, x = Cast().eval(), torch.randn(5, 6)
+    nested = _nested(model, x).eval()
+    for net in (model, nested):
+        net(x).float().square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, nested.get_parameter(name).grad), name
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, BF16])
+def test_blocks_for_a_gpu_are_kept_where_there_is_none(dtype: torch.dtype | None) -> None:
+    model, x = Cast("cuda", dtype), torch.randn(5, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, that there is no GPU
+        wanted = model(x)
+    nested = _nested(model, x)
+    assert torch.equal(nested.eval()(x), wanted)
+    code = nested.extract({}, verify=False).code
+    assert f"'cuda', {dtype or torch.float16}, True" in code
+    assert "'cuda', None, False" in code
+
+
+def test_what_is_asked_of_autocast_is_as_before_after_a_capture() -> None:
+    before = torch.autocast.__init__
+    _nested(Cast(), torch.randn(5, 6))
+    assert torch.autocast.__init__ is before
+    assert not torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cuda")

@@ -112,7 +112,8 @@ def _write_and_check(
     except Exception as error:
         raise VerificationError(
             f"onnx.checker refuses the file: {first_line(error)}; nothing was written. "
-            "In bfloat16 or float64 many ops have no ONNX form: export model.float()"
+            "In bfloat16 or float64 many ops have no ONNX form: export model.float(), "
+            "and let blocks under autocast use float16"
         ) from error
     return largest_error("the ONNX file in onnxruntime", _runner(path, names), cases, tolerance)
 
