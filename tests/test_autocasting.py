@@ -238,7 +238,9 @@ def test_gradients_through_blocks_that_cast_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16, BF16])
-def test_blocks_for_a_gpu_are_kept_where_there_is_none(dtype: torch.dtype | None) -> None:
+def test_blocks_for_a_gpu_are_kept_where_there_is_none(
+    dtype: torch.dtype | None, tmp_path: Path
+) -> None:
     model, x = Cast("cuda", dtype), torch.randn(5, 6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, that there is no GPU
@@ -248,6 +250,11 @@ def test_blocks_for_a_gpu_are_kept_where_there_is_none(dtype: torch.dtype | None
     code = nested.extract({}, verify=False).code
     assert f"'cuda', {dtype or torch.float16}, True" in code
     assert "'cuda', None, False" in code
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # again
+        nestify.export(nested.extract({}), tmp_path / "net.pt2", example_inputs=(x,))
+        program = str(torch.export.load(tmp_path / "net.pt2").graph)
+    assert f"(cuda, {dtype or torch.float16}, True" in program
 
 
 def test_what_is_asked_of_autocast_is_as_before_after_a_capture() -> None:

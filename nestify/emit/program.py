@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nestify.autocasting import as_asked
 from nestify.emit.calls import Call
 from nestify.emit.report import first_line, quiet
 from nestify.errors import CaptureError
@@ -77,7 +78,7 @@ def _export(model: torch.nn.Module, call: Call, *, free: bool) -> torch.export.E
         batch = torch.export.Dim("batch", min=1)
         for tensor in call.batched:
             shapes[tensor] = {0: batch}
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), as_asked():
         return torch.export.export(
             model,
             call.args,
