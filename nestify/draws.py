@@ -20,11 +20,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import distributed
+from torch.utils import checkpoint
 
 from nestify.errors import UsageError
 from nestify.space import Subnet, Unit
 
 __all__ = ["BUFFER", "DRAWS", "Draws", "draw_subnet", "keep_probabilities"]
+
+_C: Any = vars(torch)["_C"]  # graph tasks and hooks of autograd have no public names
 
 BUFFER = "_draws"
 _KEY = "nestify.draws"
@@ -117,6 +120,29 @@ def keep_probabilities(unit: Unit, most: int | None = None) -> list[float]:
     return [1 - less / drawn.total() if drawn else 0.0 for less in below]
 
 
+class _Forwards:
+    """Subnets that ran on one input: the latest, and those that checkpoints will recompute."""
+
+    def __init__(self) -> None:
+        self._latest: Subnet | None = None
+        self._waiting: list[Subnet] = []
+
+    def note(self, subnet: Subnet) -> None:
+        self._latest = subnet
+        hooks = _C._autograd._top_saved_tensors_default_hooks(True)
+        if hooks is not None and hooks[0].__module__ == checkpoint.__name__:
+            self._waiting.append(subnet)
+
+    def recomputed(self) -> Subnet | None:
+        if len(set(self._waiting)) > 1:
+            raise UsageError(
+                "two subnets ran on one input, each in a checkpoint, before either's backward, "
+                "which cannot tell them apart: run backward between them, or give each an input of "
+                "its own, such as x.clone()"
+            )
+        return self._waiting.pop() if self._waiting else self._latest
+
+
 class Draws:
     """The stream of drawn subnets: ``seed`` and ``step`` say all about what comes next.
 
@@ -136,7 +162,7 @@ class Draws:
         self.step = 0
         self._resumed = False
         self._agreed = False
-        self._recent: OrderedDict[tuple[int, ...], Subnet] = OrderedDict()
+        self._recent: OrderedDict[tuple[int, ...], _Forwards] = OrderedDict()
         self._drawn: dict[tuple[int, int], Subnet] = {}
         self._units: Sequence[Unit] = ()
         self._buffers = {} if buffers is None else buffers
@@ -181,12 +207,14 @@ class Draws:
         ``torch.utils.checkpoint`` runs a forward again inside of backward, on the same inputs.
 
         Raises:
-            UsageError: a draw is wanted inside of backward, on inputs of no forward before.
+            UsageError: a draw is wanted inside of backward, on inputs of no forward before, or of
+                several that wait for theirs.
         """
         key = tuple(t.data_ptr() for t in inputs if isinstance(t, torch.Tensor))
         # The only sign of a recomputation that both kinds of checkpoint give.
-        if torch._C._current_graph_task_id() != -1:  # pyright: ignore[reportPrivateUsage]
-            found = self._recent.get(key, fixed)
+        if _C._current_graph_task_id() != -1:
+            known = self._recent.get(key)
+            found = fixed if known is None else known.recomputed()
             if found is None:
                 raise UsageError(
                     "a checkpoint recomputes the nested model on inputs that it cannot know again, "
@@ -196,7 +224,7 @@ class Draws:
                 )
             return found
         subnet = draw() if fixed is None else fixed
-        self._recent[key] = subnet
+        self._recent.setdefault(key, _Forwards()).note(subnet)
         self._recent.move_to_end(key)
         if len(self._recent) > _RECENT:
             self._recent.popitem(last=False)

@@ -275,6 +275,41 @@ def test_a_checkpoint_around_the_model_needs_a_subnet(reentrant: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+def test_checkpoints_of_two_subnets_on_one_input_are_told_apart_or_refused() -> None:
+    nested = make()
+    x = torch.randn(4, 6)
+    subnets = [nested.space.at(0.3), nested.space.largest()]
+
+    def loss(*inputs: torch.Tensor, wrapped: bool) -> torch.Tensor:
+        total = torch.zeros(())
+        for subnet, given in zip(subnets, inputs, strict=True):
+            with nested.activate(subnet):
+                out = checkpoint(nested, given, use_reentrant=False) if wrapped else nested(given)
+            total = total + out.square().sum()
+        return total
+
+    loss(x, x.clone(), wrapped=False).backward()
+    expected = [p.grad.clone() for p in nested.parameters()]
+    nested.zero_grad()
+    loss(x, x.clone(), wrapped=True).backward()
+    assert all(torch.equal(p.grad, e) for p, e in zip(nested.parameters(), expected, strict=True))
+    with pytest.raises(nestify.UsageError, match=r"each in a checkpoint.*x\.clone\(\)"):
+        loss(x, x, wrapped=True).backward()
+
+
+def test_a_teacher_in_a_checkpoint_waits_for_nothing() -> None:
+    nested = make()
+    twin, x = copy.deepcopy(nested), torch.randn(4, 6)
+    for net, wrapped in ((nested, False), (twin, True)):
+        with torch.no_grad(), net.activate(net.space.largest()):
+            teacher = checkpoint(net, x, use_reentrant=False) if wrapped else net(x)
+        with net.activate(net.space.at(0.5)):
+            out = checkpoint(net, x, use_reentrant=False) if wrapped else net(x)
+        (out - teacher).square().sum().backward()
+    for a, b in zip(nested.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
 # --- among ranks ----------------------------------------------------------------------------------
 
 
