@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -300,6 +300,9 @@ def _kwargs(module: ModuleType, where: str) -> Mapping[str, Any] | None:
 
 def _calibration(module: ModuleType, where: str) -> Iterable[Any] | None:
     value = _value(module, "calibration", where)
+    if isinstance(value, Iterator):  # a command goes through the batches more than once
+        with user_code(f"{where}: calibration"):
+            return list(cast("Iterator[Any]", value))
     if value is None or isinstance(value, Iterable):
         return value
     raise UsageError(f"{where}: calibration must be an iterable of inputs, not {kind_of(value)}")

@@ -54,6 +54,29 @@ def test_a_file_with_everything(tmp_path: Path) -> None:
     assert source.name == "net"
 
 
+@pytest.mark.parametrize(
+    "batches",
+    [
+        "def calibration():\n    yield torch.ones(4, 3)\n    yield torch.zeros(4, 3)\n",
+        "calibration = (torch.full((4, 3), float(i)) for i in (1, 0))\n",
+        "calibration = iter([torch.ones(4, 3), torch.zeros(4, 3)])\n",
+    ],
+)
+def test_calibration_that_can_be_read_once_is_there_for_every_reader(
+    tmp_path: Path, batches: str
+) -> None:
+    source = load_source(write(tmp_path, NET + batches))
+    assert source.calibration is not None
+    for _ in range(2):
+        assert [float(batch[0, 0]) for batch in source.calibration] == [1.0, 0.0]
+
+
+def test_calibration_that_fails_names_its_file(tmp_path: Path) -> None:
+    text = NET + "def calibration():\n    yield torch.ones(4, 3)\n    raise OSError('no disk')\n"
+    with pytest.raises(CaptureError, match=r"net\.py: calibration failed: OSError: no disk"):
+        load_source(write(tmp_path, text))
+
+
 def test_a_file_with_only_a_model(tmp_path: Path) -> None:
     source = load_source(write(tmp_path, NET))
     assert (source.example_inputs, source.evaluate, source.calibration) == (None, None, None)
