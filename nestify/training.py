@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -23,10 +24,17 @@ from nestify.draws import draw_subnet
 from nestify.errors import UsageError
 from nestify.nested import NestedModel
 from nestify.space import Subnet
+from nestify.valid import Valid, check, check_fields, instance, real, whole
 
 __all__ = ["METHODS", "Method", "cost_multiplier", "step"]
 
 _log = logging.getLogger(__name__)
+
+_FLAG = instance("True or False", bool)
+_TEMPERATURE = Valid(
+    "a finite number above 0",
+    lambda value: real(0, math.inf, above=True).holds(value) and math.isfinite(value),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +61,19 @@ class Method:
     classes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.random < 0 or not (self.full or self.smallest or self.random):
+        check_fields(
+            self,
+            "Method",
+            full=_FLAG,
+            smallest=_FLAG,
+            random=whole(0),
+            distill=real(0, 1),
+            temperature=_TEMPERATURE,
+        )
+        if not (self.full or self.smallest or self.random):
             raise UsageError(f"a method trains at least one subnet a step; got {self}")
-        if not 0 <= self.distill <= 1 or (self.distill and not self.full):
-            raise UsageError(
-                f"distill is a share from 0 to 1, and needs full=True to learn from; got {self}"
-            )
-        if not self.temperature > 0:
-            raise UsageError(f"temperature must be above 0; got {self.temperature}")
+        if self.distill and not self.full:
+            raise UsageError(f"distill needs full=True, a full net to learn from; got {self}")
 
     def subnets(self, nested: NestedModel, draw: Callable[[], Subnet]) -> list[Subnet]:
         """The subnets of one step, the full net first."""
@@ -151,8 +164,9 @@ def cost_multiplier(
     True
 
     Raises:
-        UsageError: an unknown method, or a model that is not nested.
+        UsageError: an unknown method, a model that is not nested, or no sample.
     """
+    check("cost_multiplier", {"samples": samples}, {"samples": whole(1)})
     inner, chosen = _unwrap(nested), _method(method)
     numbers = random.Random(0)
     subnets = [
@@ -180,7 +194,7 @@ def _unwrap(nested: nn.Module) -> NestedModel:
 def _method(method: str | Method) -> Method:
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UsageError(
             f"unknown training method {method!r}; choose from {', '.join(METHODS)}, "
             "or pass a nestify.training.Method"

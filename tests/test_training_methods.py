@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -104,11 +106,18 @@ def test_cost_is_predicted_from_macs_and_told_once(caplog: pytest.LogCaptureFixt
     [
         ({"random": 0}, "at least one subnet"),
         ({"distill": 0.5}, "full=True"),
-        ({"full": True, "distill": 1.5}, "from 0 to 1"),
-        ({"full": True, "temperature": 0.0}, "above 0"),
+        (
+            {"full": True, "distill": 1.5},
+            r"distill of Method must be .* in \[0, 1\]; got 1.5",
+        ),
+        ({"full": True, "distill": "half"}, "distill of Method must be a number.*got 'half'"),
+        ({"full": True, "temperature": 0.0}, "a finite number above 0; got 0.0"),
+        ({"full": True, "temperature": math.inf}, "a finite number above 0; got inf"),
+        ({"random": 1.5}, "random of Method must be a whole number from 0 on; got 1.5"),
+        ({"full": "no"}, "full of Method must be True or False; got 'no'"),
     ],
 )
-def test_wrong_methods_are_refused(options: dict[str, float], words: str) -> None:
+def test_wrong_methods_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(nestify.UsageError, match=words):
         Method(**options)
 
@@ -117,6 +126,11 @@ def test_wrong_steps_say_what_to_do() -> None:
     nested, x, y = classes("block")
     with pytest.raises(nestify.UsageError, match="odo, sandwich, distilled, joint"):
         step(nested, x, y, F.cross_entropy, "sandwhich")
+    with pytest.raises(nestify.UsageError, match=r"\['odo'\]; choose from odo, sandwich"):
+        step(nested, x, y, F.cross_entropy, cast(Any, ["odo"]))
+    for samples in (0, 10.5):
+        with pytest.raises(nestify.UsageError, match="samples of cost_multiplier must be a whole"):
+            cost_multiplier(nested, samples=cast(Any, samples))
     with pytest.raises(nestify.UsageError, match=r"nestify\.transform"):
         step(Block(), x, y, F.cross_entropy)
     with pytest.raises(nestify.UsageError, match=r"nested\.train\(\)"):
