@@ -111,8 +111,8 @@ def plan_command(
     folder = out or Path(f"{source.name}-plan")
     check_writable(folder)
     nested = nested_from(source, recipe)
-    with _made(folder):
-        with progress() as show, _kept(storage or folder / "search.db") as file:
+    with _made(folder), _kept(storage or folder / "search.db") as file:
+        with progress() as show:
             plan = search(
                 nested,
                 source.evaluate,
@@ -129,7 +129,8 @@ def plan_command(
         plan = replace(plan, model=rebased(model, Path.cwd(), folder.absolute()))
         point = choose(plan, None, bounds)
         report = _write(plan, point, nested, source, folder)
-    result = PlanResult(model, plan, point, report, bounds, folder, _payoff(nested, target[0]))
+        saved = _payoff(nested, target[0])
+    result = PlanResult(model, plan, point, report, bounds, folder, saved)
     return result.document() if as_document else result.text()
 
 
@@ -183,7 +184,7 @@ def _write(
 
 @contextmanager
 def _kept(storage: Path) -> Generator[Path]:
-    """The file of scores: it stays when a search is interrupted, and goes if it holds nothing."""
+    """The file of scores: it stays when a command is interrupted, and goes if it holds nothing."""
     new = not storage.exists()
     try:
         yield storage

@@ -134,6 +134,20 @@ def test_an_interrupt_ends_with_130_and_the_command_goes_on(folder: Path) -> Non
     assert known < stored_scores(folder / "here" / "search.db") <= 40
 
 
+def test_an_interrupt_after_the_search_says_that_scores_are_kept(folder: Path) -> None:
+    change = (
+        "import nestify.emit\n"
+        "def export(model, path, **options): raise KeyboardInterrupt\n"
+        "nestify.emit.export = export\n"
+    )
+    command = ("plan", "model.py", "--out", "here", "--evaluations", "4")
+    result = nestify_after(folder, change, *command)
+    assert result.code == 130, result.stderr
+    assert f"scores are kept in {Path('here/search.db')}; to go on" in result.stderr
+    assert "nothing was written" not in result.stderr
+    assert stored_scores(folder / "here" / "search.db") >= 3
+
+
 def test_debug_shows_the_traceback(run: Run) -> None:
     result = run("inspect", "absent.py", "--debug")
     assert result.code == 2
