@@ -26,6 +26,8 @@ def keep_of(
     Raises:
         UsageError: an unknown unit or group, a size or position out of range.
     """
+    if not hasattr(subnet, "values"):
+        space.validate(subnet)  # says what a subnet is
     if all(map(is_size, subnet.values())):
         subnet = space.complete(subnet)
     sizes: dict[Dim, int] = {}
@@ -103,7 +105,10 @@ def _checked(
     found = {name: np.asarray(column) for name, column in columns.items()}
     lengths = {len(column) if column.ndim == 1 else -1 for column in found.values()}
     if len(lengths) != 1 or -1 in lengths:
-        raise UsageError("columns of sizes must be arrays of one dim and of the same length")
+        raise UsageError(
+            "columns of sizes must be arrays of one dim and of the same length; "
+            "for one subnet, pass a list of it: [subnet]"
+        )
     for name, column in found.items():
         for size in np.unique(column).tolist():
             space.validate({name: size})

@@ -15,8 +15,11 @@ from typing import Any, overload
 import torch
 
 from nestify.errors import ArtifactError, UsageError
+from nestify.valid import check, instance
 
 __all__ = ["SearchSpace", "Subnet", "Unit", "is_size"]
+
+_SIZES = instance("sizes by unit, as a dict, or as space.at(share) gives them", Mapping)
 
 
 def is_size(value: object) -> bool:
@@ -214,6 +217,7 @@ class SearchSpace:
 
     def validate(self, subnet: Mapping[str, int]) -> None:
         """Raise UsageError naming the unit and its range where ``subnet`` is not in this space."""
+        check("the space", {"subnet": subnet}, {"subnet": _SIZES})
         for name, size in subnet.items():
             unit = self.by_name.get(name)
             if unit is None:
@@ -224,6 +228,8 @@ class SearchSpace:
                     else f"units: {', '.join(self.by_name)}"
                 )
                 raise UsageError(f"no unit {name!r} in this space; {hint}")
+            if not is_size(size):
+                raise UsageError(f"the size of unit {name!r} must be an int, not {size!r}")
             if not unit.minimum <= size <= unit.size:
                 raise UsageError(
                     f"size {size} of unit {name!r} is out of range {unit.minimum}..{unit.size}"

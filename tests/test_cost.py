@@ -100,6 +100,12 @@ def test_latency_is_measured_where_a_target_is_named() -> None:
     assert nestify.estimate(Mixed(), example_inputs=(X,)).latency_ms is None
 
 
+def test_a_single_subnet_to_estimate_belongs_in_a_list() -> None:
+    nested = nestify.transform(Mixed(), "fn3-channel", example_inputs=(X,))
+    with pytest.raises(nestify.UsageError, match=r"for one subnet, pass a list of it: \[subnet\]"):
+        nested.estimate(nested.space.at(0.5))
+
+
 def test_unknown_conventions_and_targets_are_refused() -> None:
     with pytest.raises(nestify.UsageError, match="torch, caffe"):
         nestify.estimate(Mixed(), example_inputs=(X,), convention="tensorflow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -79,9 +80,13 @@ def test_draws_are_uniform_over_the_choices() -> None:
         ({"conv": 9}, ["size 9", "2..8"]),
         ({"conv": 3}, ["step 2", "nearest legal size is 4"]),
         ({"cvon": 4}, ["no unit 'cvon'", "conv"]),
+        ({"conv": "4"}, ["size of unit 'conv' must be an int, not '4'"]),
+        ({"conv": [0, 1]}, ["size of unit 'conv' must be an int, not [0, 1]"]),
+        (0.5, ["subnet of the space must be sizes by unit", "space.at(share)", "got 0.5"]),
+        ([4], ["subnet of the space must be sizes by unit", "got [4]"]),
     ],
 )
-def test_what_is_out_of_range_is_named(sizes: dict[str, int], words: list[str]) -> None:
+def test_what_is_out_of_range_is_named(sizes: Any, words: list[str]) -> None:
     space = SearchSpace((Unit("conv", "channel", 8, 2, 2),))
     with pytest.raises(UsageError) as error:
         space.validate(sizes)

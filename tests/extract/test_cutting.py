@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,20 @@ def test_what_is_no_size_and_no_position(kept: Any) -> None:
     nested = resnet()
     with pytest.raises(UsageError, match="must be a size or a list of positions, whole numbers"):
         nested.extract({nested.space.units[0].name: kept})
+
+
+def test_a_share_in_place_of_a_subnet_is_refused_in_words() -> None:
+    nested = resnet()
+    uses: list[Callable[[Any], Any]] = [
+        nested.extract,
+        nested.activate,
+        lambda given: nested.estimate([given]),
+        lambda given: nested.calibrate(given, []),
+    ]
+    for use in uses:
+        for given in (0.5, [4]):
+            with pytest.raises(UsageError, match=r"sizes by unit, .* space\.at\(share\)"):
+                use(given)
 
 
 def test_sizes_may_be_numbers_of_numpy() -> None:
