@@ -52,7 +52,7 @@ def call_of(
         listed = ", ".join(f"{name!r}: ..." for name in names)
         raise UsageError(
             f"the model was captured with keyword inputs {', '.join(names)}: the inputs of a "
-            f"calibration batch end with a dict of them, as ((x, {{{listed}}}), labels), or are "
+            f"batch end with a dict of them, as ((x, {{{listed}}}), labels), or are "
             f"that dict, as {{{listed}}}; got {kind_of(found)} at the end of {len(inputs)} inputs"
         )
     return inputs[:-1], {name: found[name] for name in names}

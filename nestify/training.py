@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from nestify.calibration import call_of
 from nestify.draws import draw_subnet
 from nestify.errors import UsageError
 from nestify.nested import NestedModel
@@ -30,11 +31,13 @@ __all__ = ["METHODS", "Method", "cost_multiplier", "step"]
 
 _log = logging.getLogger(__name__)
 
+
+def _is_temperature(value: Any) -> bool:
+    return real(0, math.inf, above=True).holds(value) and math.isfinite(value)
+
+
 _FLAG = instance("True or False", bool)
-_TEMPERATURE = Valid(
-    "a finite number above 0",
-    lambda value: real(0, math.inf, above=True).holds(value) and math.isfinite(value),
-)
+_TEMPERATURE = Valid("a finite number above 0", _is_temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,9 @@ def step(
     """Forward and backward of one training step; returns its loss, detached.
 
     Gradients are added to those of the full parameters, so zeroing them and the optimizer's step
-    stay yours. ``x`` is the input, or a tuple of the positional inputs. ``nested`` may be wrapped
-    in DDP. The loss is that of the largest subnet trained: the full net's but for ``odo``.
+    stay yours. ``x`` is the input, or a tuple of the inputs; those that the model was captured with
+    by keyword lie in a dict behind the others. ``nested`` may be wrapped in DDP. The loss is that
+    of the largest subnet trained: the full net's but for ``odo``.
 
     >>> import nestify
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -134,13 +138,14 @@ def step(
     if not inner.training:
         raise UsageError("the nested model is in eval mode; call nested.train() before a step")
     _announce(inner, method, chosen)
-    inputs = x if isinstance(x, tuple) else (x,)
+    inputs: tuple[Any, ...] = x if isinstance(x, tuple) else (x,)
+    args, kwargs = call_of((inputs, y), keywords=inner.example_kwargs)
     subnets = chosen.subnets(inner, inner.draw)
     teacher: _Teacher | None = None
     first: torch.Tensor | None = None
     for i, subnet in enumerate(subnets):
         with inner.activate(subnet), _sync(nested, i == len(subnets) - 1):
-            out = nested(*inputs)
+            out = nested(*args, **kwargs)
             if i == 0 and chosen.full:
                 loss = loss_fn(out, y)
                 teacher = _teacher(chosen, out, y) if chosen.distill else None
@@ -191,7 +196,7 @@ def _unwrap(nested: nn.Module) -> NestedModel:
     return inner
 
 
-def _method(method: str | Method) -> Method:
+def _method(method: Any) -> Method:
     if isinstance(method, Method):
         return method
     if not isinstance(method, str) or method not in METHODS:

@@ -140,6 +140,34 @@ def test_wrong_steps_say_what_to_do() -> None:
         step(pair, x, y, lambda out, y: F.cross_entropy(out[0], y), "sandwich")
 
 
+class Gated(nn.Module):
+    """A network with an input by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, *, gate: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).relu() * gate)
+
+
+def test_inputs_by_keyword_lie_in_a_dict_behind_the_others() -> None:
+    torch.manual_seed(0)
+    x, gate, y = torch.randn(5, 6), torch.rand(5, 1), torch.randint(3, (5,))
+    nested = nestify.transform(Gated(), "fn3-neuron", (x,), {"gate": gate}).train()
+    twin = copy.deepcopy(nested)
+    method = Method(full=True, random=0)
+    loss = step(nested, (x, {"gate": gate}), y, F.cross_entropy, method)
+    with twin.activate(twin.space.largest()):
+        expected = F.cross_entropy(twin(x, gate=gate), y)
+    expected.backward()
+    assert torch.equal(loss, expected)
+    for a, b in zip(nested.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    with pytest.raises(nestify.UsageError, match=r"keyword inputs gate: .*\(x, \{'gate': ...\}\)"):
+        step(nested, x, y, F.cross_entropy, "sandwich")
+
+
 @pytest.mark.parametrize(
     ("layers", "shape", "labels", "dim"),
     [
