@@ -70,19 +70,24 @@ class Capture:
         that may have been moved to another device, or with ``double`` or ``to`` to another dtype.
         """
         given = self.example_inputs, dict(self.example_kwargs)
-        inputs, keywords = moved(given, device_of(root))
+        dtypes = self.dtypes_in(root)
+
+        def cast_like(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(dtypes.get(tensor.dtype, tensor.dtype))
+
+        return pytree.tree_map_only(torch.Tensor, cast_like, moved(given, device_of(root)))
+
+    def dtypes_in(self, root: nn.Module) -> dict[torch.dtype, torch.dtype]:
+        """The dtype that the weights have in ``root``, a copy of the model, by the one that they
+        had in the trace: empty where it is the same, or where there are several.
+        """
         attrs = [n for n in self.graph.nodes if n.op == "get_attr"]
         weights = [n for n in attrs if isinstance(self.tensors[str(n.target)], nn.Parameter)]
         traced = _floating(n.meta["val"] for n in weights)
         now = _floating(root.parameters())
         if len(traced) != 1 or len(now) != 1 or traced == now:
-            return inputs, keywords
-        (dtype,) = now
-
-        def cast_like(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(dtype) if tensor.dtype in traced else tensor
-
-        return pytree.tree_map_only(torch.Tensor, cast_like, (inputs, keywords))
+            return {}
+        return {traced.pop(): now.pop()}
 
     def is_home(self, value: Any) -> bool:
         """Whether an argument names the device of the example inputs: the call follows the inputs

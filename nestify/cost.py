@@ -85,6 +85,8 @@ CONVENTIONS: Mapping[str, Convention] = {
 class Pricing:
     """The cost terms of one analysed graph, ready to be evaluated for many subnets.
 
+    ``dtypes`` gives those that count in place of those of the trace, where the model was cast.
+
     >>> from nestify.capture import capture
     >>> from nestify.groups import analyse
     >>> net = torch.nn.Linear(4, 8)
@@ -93,7 +95,7 @@ class Pricing:
     (32, 40)
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, dtypes: Mapping[torch.dtype, torch.dtype] = {}) -> None:
         self.graph = graph
         self.algebra = Algebra()
         self.presence = PresenceDims(graph)
@@ -110,11 +112,12 @@ class Pricing:
             if name not in readers:
                 continue  # an extracted network is without it
             count = volume(graph.tensor_dims[name] + there(*readers[name]))
-            sizes.append(times(count, tensor.element_size()))
+            traced = readers[name][0].meta["val"].dtype  # the model itself may have been cast
+            sizes.append(times(count, dtypes.get(traced, traced).itemsize))
             if isinstance(tensor, torch.nn.Parameter):
                 (scales if name in norms else params).append(count)
         self.params, self.scales, self.sizes = total(params), total(scales), total(sizes)
-        self.changes = peak_changes(graph, volume, self.presence)
+        self.changes = peak_changes(graph, volume, self.presence, dtypes)
 
     def costs(self, sizes: Mapping[Dim, Column], count: int, convention: str = "torch") -> Costs:
         """Evaluate all counts for ``count`` subnets, whose kept sizes are the columns of ``sizes``.

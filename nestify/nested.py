@@ -105,6 +105,7 @@ class NestedModel(Holder):
         """Change all tensors, as ``to`` and ``double`` do; statistics of subnets follow."""
         self._overlays.follow(self)
         super()._apply(fn, recurse)
+        vars(self).pop("pricing", None)  # bytes follow the dtype
         self._overlays.apply(fn)
         self._overlays.follow(self, same=True)
         return self
@@ -123,8 +124,7 @@ class NestedModel(Holder):
         """Run a drawn subnet in training, the active one in eval, on inputs as the original's."""
         flat = self._program.flat(args, kwargs)
         subnet = self.subnet_of_call(flat)
-        values = self._pass(subnet, flat)
-        return pytree.tree_unflatten(values, self.graph.capture.out_spec)
+        return pytree.tree_unflatten(self._pass(subnet, flat), self.graph.capture.out_spec)
 
     def _pass(
         self, subnet: Subnet, flat: list[Any], norms: BatchStatistics | None = None
@@ -371,7 +371,7 @@ class NestedModel(Holder):
     @cached_property
     def pricing(self) -> Pricing:
         """The cost terms of the graph, set up once."""
-        return Pricing(self.graph)
+        return Pricing(self.graph, self.graph.capture.dtypes_in(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NestedModel:
         """Copy the weights and share the analysis, which never changes."""

@@ -17,9 +17,12 @@ from nestify.rules import VIEWS, Dims, is_mutable, op_name
 __all__ = ["peak_changes"]
 
 Volume = Callable[[Dims], Polynomial]
+Dtypes = Mapping[torch.dtype, torch.dtype]
 
 
-def peak_changes(graph: Graph, volume: Volume, presence: PresenceDims) -> list[Polynomial]:
+def peak_changes(
+    graph: Graph, volume: Volume, presence: PresenceDims, dtypes: Dtypes
+) -> list[Polynomial]:
     """How the bytes of live tensors change from one moment that may be the peak to the next.
 
     A tensor lives from the node that makes it to the last node that reads it. Of two moments only
@@ -27,7 +30,7 @@ def peak_changes(graph: Graph, volume: Volume, presence: PresenceDims) -> list[P
     """
     changes: list[Polynomial] = []
     change: Polynomial = {}
-    for born, dead in _Storages(graph, volume, presence).moments():
+    for born, dead in _Storages(graph, volume, presence, dtypes).moments():
         change = total([change, *born])
         if any(share > 0 for share in change.values()):
             if changes and all(share > 0 for share in change.values()):
@@ -48,8 +51,10 @@ class _Moment(NamedTuple):
 class _Storages:
     """The memory of each activation node, which views of it share."""
 
-    def __init__(self, graph: Graph, volume: Volume, presence: PresenceDims) -> None:
-        self.graph, self.volume, self.presence = graph, volume, presence
+    def __init__(
+        self, graph: Graph, volume: Volume, presence: PresenceDims, dtypes: Dtypes
+    ) -> None:
+        self.graph, self.volume, self.presence, self.dtypes = graph, volume, presence, dtypes
         self.nodes = [n for n in graph.nodes if n.op not in ("get_attr", "output")]
         self.order = {node: i for i, node in enumerate(self.nodes)}
         self.root: dict[fx.Node, fx.Node] = {}
@@ -98,7 +103,7 @@ class _Storages:
         val, dims = node.meta["val"], self.graph.dims[node]
         pairs = zip(val, dims, strict=False) if isinstance(val, list | tuple) else [(val, dims)]
         return [
-            times(self.volume((*d, *there)), v.element_size())
+            times(self.volume((*d, *there)), self.dtypes.get(v.dtype, v.dtype).itemsize)
             for v, d in pairs
             if isinstance(v, torch.Tensor)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,19 @@ def test_predicted_costs_are_those_of_the_extracted_network() -> None:
         counted = nestify.estimate(slim, example_inputs=(X,))
         assert columns.row(i) == counted
         assert counted.params == sum(p.numel() for p in slim.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_bytes_are_those_of_the_dtype_that_the_model_was_cast_to(dtype: torch.dtype) -> None:
+    nested = nestify.transform(Mixed(), "fn3-channel", example_inputs=(X,)).eval()
+    subnet = nested.space.at(0.5)
+    before = nested.estimate([subnet]).row(0)
+    cast = copy.deepcopy(nested).to(dtype)
+    counted = nestify.estimate(cast.extract(subnet), example_inputs=(X.to(dtype),))
+    assert cast.estimate([subnet]).row(0) == counted
+    assert counted.size_bytes == before.size_bytes * dtype.itemsize // 4
+    assert cast.float().estimate([subnet]).row(0) == before
+    assert nested.estimate([subnet]).row(0) == before, "a copy that is cast changes its own alone"
 
 
 def test_the_batch_of_the_example_does_not_matter() -> None:
