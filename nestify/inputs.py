@@ -4,8 +4,8 @@ linear or embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from nestify.errors import CaptureError
 from nestify.modes import left_as_found
 
-__all__ = ["infer_inputs"]
+__all__ = ["call_in_words", "infer_inputs"]
 
 _SIDES = (224, 32, 64, 28, 299, 384)
 _TOKENS = 16
@@ -84,3 +84,28 @@ def _tensor(
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(device=like.device, dtype=dtype)
     return f"{dtype} {list(shape)} ({source})".replace("torch.", ""), (x,), {}
+
+
+def call_in_words(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """A call by the structure of its arguments.
+
+    >>> call_in_words((torch.ones(1), [torch.ones(2), 3]), {"mask": None})
+    '(tensor, [tensor, 3], mask=None)'
+    """
+    given = [*map(_in_words, args), *(f"{name}={_in_words(v)}" for name, v in kwargs.items())]
+    return f"({', '.join(given)})"
+
+
+def _in_words(value: Any) -> str:
+    kind = type(value)
+    if isinstance(value, torch.Tensor):
+        return "tensor"
+    if kind is list:
+        return f"[{', '.join(map(_in_words, cast(list[Any], value)))}]"
+    if kind is tuple:
+        items = [_in_words(item) for item in cast(tuple[Any, ...], value)]
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+    if kind is dict:
+        pairs = cast(dict[Any, Any], value).items()
+        return f"{{{', '.join(f'{key!r}: {_in_words(item)}' for key, item in pairs)}}}"
+    return repr(value) if value is None or kind in (bool, int, float, str) else kind.__name__

@@ -20,6 +20,7 @@ from nestify.dims import Dim, Expr, all_dims, resolve
 from nestify.errors import UsageError
 from nestify.extract import norm_paths
 from nestify.groups import Graph
+from nestify.inputs import call_in_words
 from nestify.layouts import reads_in_order
 from nestify.padding import Room
 from nestify.recognition import readable
@@ -118,9 +119,11 @@ class Program:
             kwargs = {name: kwargs[name] for name in names}
         flat, spec = pytree.tree_flatten((args, kwargs))
         if spec != self.graph.capture.in_spec:
+            capture = self.graph.capture
+            wanted = call_in_words(capture.example_inputs, capture.example_kwargs)
             raise UsageError(
-                "inputs must have the structure of the example inputs, "
-                f"{self.graph.capture.in_spec}; got {spec}"
+                f"inputs must have the structure of the example inputs, {wanted}; "
+                f"got {call_in_words(args, kwargs)}"
             )
         for node, given, known in zip(self.inputs, flat, self._examples, strict=True):
             other = isinstance(given, torch.Tensor) or given != known

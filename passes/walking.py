@@ -14,6 +14,7 @@ from nestify.calibration import call_of
 from nestify.capture import Capture
 from nestify.errors import UsageError
 from nestify.groups import Graph
+from nestify.inputs import call_in_words
 from nestify.program import Program
 from nestify.rules import op_name
 from nestify.slicing import Keep
@@ -117,11 +118,13 @@ def flat_batches(captured: Capture, batches: Iterable[Any] | None) -> list[list[
         return [pytree.tree_leaves((captured.example_inputs, captured.example_kwargs))]
     found: list[list[Any]] = []
     for batch in batches:
-        flat, spec = pytree.tree_flatten(call_of(batch, captured.device, captured.example_kwargs))
+        call = call_of(batch, captured.device, captured.example_kwargs)
+        flat, spec = pytree.tree_flatten(call)
         if spec != captured.in_spec:
             raise UsageError(
-                f"a calibration batch must have the structure of the example inputs, "
-                f"{captured.in_spec}; got {spec}"
+                "a calibration batch must have the structure of the example inputs, "
+                f"{call_in_words(captured.example_inputs, captured.example_kwargs)}; got "
+                f"{call_in_words(*call)}. Several inputs are a tuple, as in ((x, y), labels)"
             )
         found.append(flat)
     if not found:

@@ -30,6 +30,21 @@ def test_keyword_arguments_come_in_any_order() -> None:
     torch.testing.assert_close(nested(y=y, x=x), model(x, y))
 
 
+def test_inputs_of_another_structure_are_refused_in_words() -> None:
+    x = torch.randn(4, 6)
+    nested = nestify.transform(Pair(), "fn3-neuron", (x,), {"y": x}).eval()
+    for args, kwargs, words in (
+        ((x,), {}, r"\(tensor\)"),
+        ((x, x), {}, r"\(tensor, tensor\)"),
+        (([x, None],), {"y": (x,)}, r"\(\[tensor, None\], y=\(tensor,\)\)"),
+        (({"x": x},), {"z": Pair()}, r"\(\{'x': tensor\}, z=Pair\)"),
+    ):
+        with pytest.raises(
+            nestify.UsageError, match=rf"inputs, \(tensor, y=tensor\); got {words}$"
+        ):
+            nested(*args, **kwargs)
+
+
 @pytest.mark.parametrize("other", [{"factor": 3.0}, {"negate": True}, {"factor": None}])
 def test_another_value_than_the_captured_one_is_refused(other: dict[str, object]) -> None:
     x = torch.randn(4, 6)

@@ -341,7 +341,8 @@ def test_wrong_options_and_calibration_are_refused() -> None:
     with pytest.raises(nestify.UsageError, match="holds no batch"):
         project(Rooted(), "root-4{init=project}", calibration=[])
     x = torch.zeros(2, 3, 10, 10).double()
-    with pytest.raises(nestify.UsageError, match="structure of the example inputs"):
+    words = r"structure of the example inputs, \(tensor\); got \(tensor, tensor\)\. Several inputs"
+    with pytest.raises(nestify.UsageError, match=words):
         project(Rooted(), "root-4{init=project}", calibration=[((x, x), None)])
     with pytest.raises(nestify.UsageError, match="no option 'calibration'"):
         project(Rooted(), "root-4{calibration=data}")

@@ -127,7 +127,8 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
     layers = dict(model.named_modules())
     if not name or name not in layers:
         close = difflib.get_close_matches(name, layers, 3)
-        hint = f"did you mean {', '.join(close)}?" if close else f"layers: {', '.join(layers)}"
+        named = ", ".join(filter(None, layers))  # the model itself has no name
+        hint = f"did you mean {', '.join(close)}?" if close else f"layers: {named}"
         raise UsageError(f"{type(model).__name__} has no layer {name!r}; {hint}")
     return layers[name]
 
