@@ -142,6 +142,16 @@ def capture(
     return captured
 
 
+def _to_eval(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot change between train and eval ({error}), as what "
+            "torch.export gives; pass the nn.Module that was exported"
+        ) from error
+
+
 def _capture(
     model: nn.Module,
     flat: list[Any],
@@ -151,7 +161,7 @@ def _capture(
 ) -> Capture:
     args, kwargs = pytree.tree_unflatten(flat, spec)
     with left_as_found(model), gradients_of_the_graph(model) as lost:
-        model.eval()
+        _to_eval(model)
         mark_stochastic(model)
         with mode_readers(model) as readers:
             program = export_program(model, args, kwargs)

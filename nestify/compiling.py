@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from nestify.capture import capture
-from nestify.errors import UsageError
+from nestify.errors import CaptureError, UsageError
 from nestify.groups import Graph, analyse
 from nestify.inputs import infer_inputs
 from nestify.nested import NestedModel
@@ -33,9 +34,7 @@ def trace(
     Raises:
         CaptureError: the model cannot be captured, or no example inputs could be inferred.
     """
-    given: Any = model  # the caller may have no type checker
-    if not isinstance(given, nn.Module):
-        raise UsageError(f"model must be an nn.Module, not {type(given).__name__}")
+    _check_model(model)
     inputs: Any = () if example_inputs is None else example_inputs
     if example_inputs is None and not example_kwargs:
         inputs, example_kwargs = infer_inputs(model)
@@ -45,6 +44,24 @@ def trace(
         # Two samples were traced and that size is baked in: trace the one sample that was given.
         graph = analyse(capture(model, inputs, example_kwargs, tile=False))
     return graph
+
+
+def _check_model(given: Any) -> None:
+    """Refuse what is no module of Python.
+
+    Raises:
+        UsageError: it is no module.
+        CaptureError: it, or a part of it, is of TorchScript.
+    """
+    if not isinstance(given, nn.Module):
+        raise UsageError(f"model must be an nn.Module, not {type(given).__name__}")
+    for path, module in given.named_modules():
+        name = f"module {path!r}" if path else "the model"
+        if isinstance(module, ScriptModule):
+            raise CaptureError(
+                f"{name} is of TorchScript, whose code cannot be captured; pass the nn.Module that "
+                "torch.jit made it from"
+            )
 
 
 def transform(

@@ -163,7 +163,7 @@ def test_the_model_is_left_as_it_was() -> None:
     ("layers", "loader", "words"),
     [
         (("frist", "second"), [torch.zeros(2, 6, 6, 6)], "no layer 'frist'; did you mean first"),
-        (("", "second"), [torch.zeros(2, 6, 6, 6)], "no layer ''"),
+        (("", "second"), [torch.zeros(2, 6, 6, 6)], "no layer ''; layers: first"),
         (("first", "second"), [], "two samples or more; got 0"),
         (("first",), [torch.zeros(2, 6, 6, 6)], "between two layers"),
     ],

@@ -106,6 +106,20 @@ def test_wrong_types() -> None:
         nestify.trace(nn.Linear(2, 2), ("text", torch.ones(2)))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_was_compiled_or_exported_already_is_refused() -> None:
+    x = torch.randn(2, 3)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    for script in (torch.jit.script(net), torch.jit.trace(net, x)):
+        with pytest.raises(CaptureError, match=r"the model is of TorchScript.*pass the nn\.Module"):
+            nestify.trace(script, (x,))
+        with pytest.raises(CaptureError, match="module '1' is of TorchScript"):
+            nestify.trace(nn.Sequential(nn.Linear(3, 3), script), (x,))
+    exported = torch.export.export(net, (x,)).module()
+    with pytest.raises(CaptureError, match=r"cannot change between train and eval .* was exported"):
+        nestify.trace(exported, (x,))
+
+
 def test_a_failed_trace_is_quiet(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
