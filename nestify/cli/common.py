@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TextIO
 
@@ -67,13 +68,31 @@ def command(function: Callable[P, str]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
         try:
-            with redirect_stdout(sys.stderr), _shown_warnings(debug):
+            with _stdout_to_stderr(), _shown_warnings(debug):
                 output = function(*args, **kwargs)
         except (NestifyError, KeyboardInterrupt, Exception) as error:
             raise typer.Exit(_end(error, debug)) from None
         typer.echo(output)
 
     return run
+
+
+@contextmanager
+def _stdout_to_stderr() -> Generator[None]:
+    """Take what is written to stdout to stderr: by Python, libraries in C, and child processes."""
+    kept = None
+    with redirect_stdout(sys.stderr):
+        try:
+            with suppress(OSError):  # one of the two is closed
+                kept = os.dup(1)
+                os.dup2(2, 1)
+            yield
+        finally:
+            if sys.__stdout__ is not None:
+                sys.__stdout__.flush()
+            if kept is not None:
+                os.dup2(kept, 1)
+                os.close(kept)
 
 
 def _end(error: BaseException, debug: bool) -> int:

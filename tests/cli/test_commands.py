@@ -32,6 +32,16 @@ def test_plan_writes_both_files_and_one_document(planned: tuple[Path, Result]) -
     assert "a model file may print" in result.stderr
 
 
+def test_nothing_that_a_model_file_starts_writes_into_the_document(run: Run, folder: Path) -> None:
+    text = "import os, sys\nos.system('echo of a child')\nos.write(1, b'of a library\\n')\n"
+    text += "print('of the real stdout', file=sys.__stdout__)\n"
+    (folder / "model.py").write_text(MODEL + text)
+    result = run("inspect", "model.py", "--json")
+    assert json.loads(result.stdout)["command"] == "inspect", result.stdout
+    for writer in ("a child", "a library", "the real stdout"):
+        assert f"of {writer}\n" in result.stderr
+
+
 def test_the_plan_file_is_what_was_said(planned: tuple[Path, Result]) -> None:
     folder, result = planned
     document = json.loads(result.stdout)
