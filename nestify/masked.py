@@ -46,12 +46,17 @@ class OrderedDropout(nn.Module):
         self.position = position
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Mask dim ``position``; a mask of one element masks all of ``x``."""
+        """Mask dim ``position``, sample by sample where it holds the batch too; a mask of one
+        element masks all of ``x``.
+        """
         shape = [1] * x.ndim
+        # A copy: the next forward writes its own mask, which may be before this one's backward.
+        mask = self.mask.to(x.dtype, copy=True)
         if self.position < x.ndim:
             shape[self.position] = -1
-        # A copy: the next forward writes its own mask, which may be before this one's backward.
-        return x * self.mask.to(x.dtype, copy=True).view(shape)
+            if 1 < len(mask) < x.shape[self.position]:
+                mask = mask.repeat(x.shape[self.position] // len(mask))
+        return x * mask.view(shape)
 
 
 class _Nested(Protocol):
@@ -110,11 +115,14 @@ class MaskedModel(nn.Module):
                     only=new[node],
                 )
             for place in places:
+                operand = _operand(place, new)
+                if operand is None:
+                    continue  # the weight of a module, whose input has a mask
                 odo = OrderedDropout(torch.ones(place.expr.size, device=device), place.position)
                 self._places.append((odo, place))
-                _insert(
-                    emitted, registry, new[place.node], f"{place.unit}.{len(self._places)}", odo
-                )
+                only = None if place.reader is None else new[place.reader]
+                name = f"{place.unit}.{len(self._places)}"
+                _insert(emitted, registry, operand, name, odo, only=only)
             refuse_names(root, ("odo",), "a masked model")
             root.add_module("odo", registry)
 
@@ -191,6 +199,20 @@ class MaskedModel(nn.Module):
         return twin
 
 
+def _operand(place: Place, new: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
+    """What is to be masked at a place: behind masks of other units, if it has any there already."""
+    made = new.get(place.node)
+    if place.reader is None:
+        return made
+    for operand in new[place.reader].all_input_nodes:
+        bare = operand
+        while bare.op == "call_module" and str(bare.target).startswith("odo."):
+            bare = bare.all_input_nodes[0]
+        if bare is made or (bare.op, bare.target) == ("get_attr", place.node.target):
+            return operand
+    return None
+
+
 def _insert(
     graph: fx.Graph,
     registry: nn.Module,
@@ -202,7 +224,7 @@ def _insert(
     """Put a call of ``odo`` behind ``node``, for all that read it or for one."""
     path = name.replace(".", "_")
     registry.add_module(path, odo)
-    with graph.inserting_after(node):
+    with graph.inserting_after(node) if only is None else graph.inserting_before(only):
         call = graph.create_node("call_module", f"odo.{path}", (node,), name=f"odo_{path}")
     for user in [only] if only is not None else [u for u in node.users if u is not call]:
         user.replace_input_with(node, call)

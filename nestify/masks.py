@@ -8,14 +8,16 @@ come out of the norm as constants (kept here for comparison).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from nestify.dims import Concat, Const, Dim, Expr, Product, dims_of, resolve
+from nestify.aliasing import roots, written_operands
+from nestify.dims import Concat, Const, Dim, Expr, Product, dims_of, product, resolve
 from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.rules import op_name
@@ -25,22 +27,27 @@ __all__ = ["Place", "after_activation", "before_norm", "stretched", "weights_beh
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A tensor of the graph that carries a unit in dim ``position``, as part of ``expr``."""
+    """A tensor of the graph that carries a unit in dim ``position``, as part of ``expr``, which
+    repeats for each sample where the batch stands ahead of it. ``reader`` is the one call that
+    reads it, or None where all do.
+    """
 
     unit: str
     node: fx.Node
     position: int
     expr: Expr
+    reader: fx.Node | None = None
 
 
 def after_activation(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
-    """The activations that some op sums over, for each unit by name: the inputs of the next layers.
+    """The tensors that some op sums over, for each unit by name: the inputs of the next layers, and
+    their weights, each for one reader.
 
     Raises:
         UsageError: an op takes statistics over a unit, which masks would change.
     """
-    inputs = _activations(graph)
-    found: dict[tuple[fx.Node, int, str], Place] = {}
+    inputs, alone = _activations(graph), _read_alone(graph)
+    found: dict[tuple[fx.Node, int, str, fx.Node | None], Place] = {}
     names = {dim: name for name, dim in dims.items()}
     for node, call in graph.calls.items():
         for expr in call.normalised:
@@ -50,16 +57,22 @@ def after_activation(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
                     " over it, which zeros would change; run it sliced, or leave it out with "
                     "where=hidden"
                 )
-        for unit, places in _summed(graph, node, names).items():
-            active = [place for place in places if place.node in inputs]
-            if not active and len(places) < 2:
-                raise UsageError(
-                    f"unit {unit!r} cannot be masked: {op_name(node.target)} sums over it inside, "
-                    "where no mask reaches; run it sliced"
-                )
-            for place in active or places[:1]:
-                found.setdefault((place.node, place.position, unit), place)
+        # What is computed of weights alone may take norms over a unit that it has in its result.
+        of = _summed if node in inputs else _operands
+        for place in chain.from_iterable(of(graph, node, names).values()):
+            reader = node if place.node in alone else None
+            key = place.node, place.position, place.unit, reader
+            found.setdefault(key, replace(place, reader=reader))
     return list(found.values())
+
+
+def _read_alone(graph: Graph) -> set[fx.Node]:
+    """What is masked where it is summed, not where it is made: the model's own tensors, and memory
+    that is written in place, where a mask would come too early or part what shares it.
+    """
+    base = roots(graph)
+    dirty = {base[operand] for node in graph.nodes for operand in written_operands(node)}
+    return {node for node in graph.nodes if node.op == "get_attr" or base[node] in dirty}
 
 
 def before_norm(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
@@ -120,7 +133,20 @@ def _places(graph: Graph, node: fx.Node, position: int, names: Mapping[Dim, str]
     if isinstance(expr, tuple):
         return []
     units = dict.fromkeys(names[dim] for dim in dims_of(expr) if dim in names)
-    return [Place(unit, node, position, expr) for unit in units]
+    return [Place(unit, node, position, _of_one_sample(node, unit, expr)) for unit in units]
+
+
+def _of_one_sample(node: fx.Node, unit: str, expr: Expr) -> Expr:
+    """``expr`` without a batch ahead of it, which may be of any size."""
+    expr = resolve(expr)
+    if isinstance(expr, Product) and isinstance(first := expr.factors[0], Dim) and first.batch:
+        expr = product(expr.factors[1:])
+    if any(dim.batch for dim in dims_of(expr)):
+        raise UsageError(
+            f"unit {unit!r} cannot be masked: {op_name(node.target)} has it in one dim with the "
+            "batch behind it, which may be of any size; run it sliced"
+        )
+    return expr
 
 
 def _summed(graph: Graph, node: fx.Node, names: Mapping[Dim, str]) -> dict[str, list[Place]]:
@@ -132,13 +158,20 @@ def _summed(graph: Graph, node: fx.Node, names: Mapping[Dim, str]) -> dict[str, 
     left = set(_dims_of(graph.dims[node]))
     contracted = graph.calls[node].contracted
     weights = [(source, at) for source, at in contracted if source.op == "get_attr"]
+    others = _dims_of(
+        [expr for source, at in contracted for i, expr in enumerate(graph.dims[source]) if i != at]
+    )
     for source, at in weights:
-        others = [expr for i, expr in enumerate(graph.dims[source]) if i != at]
-        left -= set(dims_of(graph.dims[source][at])) & _dims_of(others)
+        left -= set(dims_of(graph.dims[source][at])) & others
     summed = {dim: name for dim, name in names.items() if dim not in left or not weights}
+    return _operands(graph, node, summed)
+
+
+def _operands(graph: Graph, node: fx.Node, names: Mapping[Dim, str]) -> dict[str, list[Place]]:
+    """The operands along which a call sums that carry these units."""
     found: dict[str, list[Place]] = {}
-    for source, at in contracted:
-        for place in _places(graph, source, at, summed):
+    for source, at in graph.calls[node].contracted:
+        for place in _places(graph, source, at, names):
             found.setdefault(place.unit, []).append(place)
     return found
 

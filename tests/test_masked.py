@@ -235,20 +235,95 @@ def test_scaling_reaches_a_layer_within_a_stream() -> None:
 
 
 class Recurrent(nn.Module):
-    """What an LSTM removes lives on inside of it."""
+    """What an LSTM removes would live on in its own steps."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+        self.feed, self.steps = nn.Linear(6, 8), nn.LSTM(8, 8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.steps(x)[0][:, -1])
+        x = self.feed(x)
+        return self.head(x + self.steps(x)[0])
 
 
-def test_a_recurrence_cannot_be_masked() -> None:
-    nested = nestify.transform(Recurrent(), "fn3-neuron{where=all}", (torch.randn(2, 4, 6),))
-    with pytest.raises(nestify.UsageError, match="cannot be masked: lstm sums over it inside"):
-        nested.masked()
+class Codebook(nn.Module):
+    """Distances count what either of two operands has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed, self.codes = nn.Linear(6, 8), nn.Parameter(torch.randn(5, 8))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cdist(self.feed(x), self.codes))
+
+
+class Gram(nn.Module):
+    """A unit twice in one tensor: a layer sums it, and leaves it where it stands beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed, self.mix = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.head = nn.Conv1d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.feed(x)
+        return self.head(torch.relu(self.mix((x.mT @ x).cos())))
+
+
+class Written(nn.Module):
+    """What is written in place is no zero any more where its maker had a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed, self.mix, self.head = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.feed(x)
+        mixed = self.mix(x.view(-1, 1, 8) * 1.0).sum((1, 2))
+        x += 1
+        x.view(-1, 2, 4)[:, 1].mul_(2)
+        return self.head(x) + mixed.view(*x.shape[:2], 1)
+
+
+class Generated(nn.Module):
+    """Units of weights alone, and samples side by side with channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z = nn.Parameter(torch.randn(4))
+        self.layer, self.weights = nn.Linear(4, 16), nn.Linear(16, 48)
+        self.norms = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8), dim=1)
+        self.kernels, self.head = nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self.weights(torch.relu(self.layer(self.z))).view(8, 6)
+        x = self.norms(F.linear(x, weights)).mT
+        kernels = self.kernels(x.mean(-1)).view(-1, 1, 3)
+        x = F.conv1d(
+            x.reshape(1, -1, x.shape[-1]), kernels, padding=1, groups=len(kernels)
+        ).view_as(x)
+        return self.head(x.mT)
+
+
+@pytest.mark.parametrize("model", [Recurrent, Codebook, Gram, Written, Generated])
+def test_every_operand_of_a_sum_is_masked(model: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6).double()
+    nested = nestify.transform(
+        model().double(), "fn3-channel{where=all}+fn3-neuron{where=all}", (x,)
+    )
+    masked = nested.masked()
+    for seed in range(6):
+        found = []
+        with nested.activate(nested.space.sample(torch.Generator().manual_seed(seed))):
+            for net in (nested, masked):
+                nested.zero_grad()
+                out = net(torch.cat([x, x.cos()]))
+                out.square().sum().backward()
+                found.append({"": out} | {k: g.clone() for k, g in gradients(nested).items()})
+        torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
 class Tied(nn.Module):
