@@ -160,7 +160,8 @@ def _capture(
     example_kwargs: Mapping[str, Any],
 ) -> Capture:
     args, kwargs = pytree.tree_unflatten(flat, spec)
-    with left_as_found(model), gradients_of_the_graph(model) as lost:
+    # torch.export takes blocks without gradients for no blocks where its caller has none.
+    with torch.enable_grad(), left_as_found(model), gradients_of_the_graph(model) as lost:
         _to_eval(model)
         mark_stochastic(model)
         with mode_readers(model) as readers:

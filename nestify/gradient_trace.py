@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
 from nestify.tracing import place_of
@@ -66,6 +67,7 @@ def gradients_of_the_graph(model: nn.Module) -> Generator[dict[str, None]]:
         _replaced(torch.Tensor, "register_hook", hook),
         _replaced(torch.inference_mode, "__enter__", _enter),
         _replaced(torch.inference_mode, "__exit__", _leave),
+        _gradients_off_under_autocast(),
         _replaced(torch.Tensor, "data", property(torch.Tensor.detach, _set_data)),
     ):
         yield lost
@@ -99,6 +101,29 @@ def _leave(block: Any, *error: Any) -> None:
     block.without.__exit__(*error)
 
 
+@contextlib.contextmanager
+def _gradients_off_under_autocast() -> Generator[None]:
+    """Keep what `no_grad` does inside of a block of autocast, where torch.export forgets it."""
+    autocast: Any = torch.amp.autocast
+    begin, end = autocast.__enter__, autocast.__exit__
+    modes: list[_Detached | None] = []
+
+    def enter(block: Any) -> Any:
+        entered = begin(block)
+        modes.append(_Detached() if torch.is_grad_enabled() else None)
+        if (mode := modes[-1]) is not None:
+            mode.__enter__()
+        return entered
+
+    def leave(block: Any, *error: Any) -> Any:
+        if (mode := modes.pop()) is not None:
+            mode.__exit__(*error)
+        return end(block, *error)
+
+    with _replaced(autocast, "__enter__", enter), _replaced(autocast, "__exit__", leave):
+        yield
+
+
 class _Unrecorded(TorchFunctionMode):
     """Keeps `no_grad` out of the trace: in the forward of a function gradients are off anyhow, and
     that they are on behind it no trace would see.
@@ -115,6 +140,28 @@ class _Unrecorded(TorchFunctionMode):
             with _C.DisableTorchFunction():
                 return func(*args)
         return func(*args, **(kwargs or {}))
+
+
+class _Detached(_Unrecorded):
+    """Writes what is computed while gradients are off as detached."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        found = super().__torch_function__(func, types, args, kwargs)
+        if torch.is_grad_enabled():
+            return found
+        given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
+
+        def detached(made: torch.Tensor) -> torch.Tensor:
+            differentiable = made.is_floating_point() or made.is_complex()
+            return made.detach() if differentiable and id(made) not in given else made
+
+        return pytree.tree_map_only(torch.Tensor, detached, found)
 
 
 def _backward(cls: type, where: str) -> str:

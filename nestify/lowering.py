@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from nestify.autocasting import Block, place_in
 from nestify.errors import CaptureError
-from nestify.rules import bind_arguments, op_name, shape_of
+from nestify.rules import bind_arguments, is_mutable, op_name, shape_of
 from nestify.tracing import source_line
 from nestify.trees import first_paths, get_tensor, tensors_of
 
@@ -67,6 +67,9 @@ class _Lowering:
         self.new: dict[Any, Any] = {}
         self.inputs: list[fx.Node] = []
         self.blocks: tuple[Block, ...] = ()  # of autocast, that the next call is in
+        self.off = False  # whether gradients are, in this block
+        self.without: set[fx.Node] = set()  # what was made where they are
+        self.detached: dict[fx.Node, fx.Node] = {}
 
     def placeholder(self, node: fx.Node, spec: InputSpec) -> None:
         if spec.kind == InputKind.USER_INPUT:
@@ -110,7 +113,7 @@ class _Lowering:
         else:
             _refuse_data_dependent(node)
             target, args, kwargs = _canonical(node)
-            args, kwargs = (fx.map_arg(a, self.new.__getitem__) for a in (args, kwargs))
+            args, kwargs = (fx.map_arg(a, self.read) for a in (args, kwargs))
             made = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
             stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
             path = str(next(reversed(stack.values()))[0]) if stack else ""
@@ -118,9 +121,14 @@ class _Lowering:
             made.meta["path"] = self.paths.get(path, path)
             place_in(made, self.blocks)
             self.new[node] = made
+            if self.off and target is not operator.getitem:
+                self.without.add(made)
+                written = node.args[0] if is_mutable(node) else None
+                if isinstance(written, fx.Node) and self.new[written] is not made.args[0]:
+                    self.new[node] = self.new[written]  # it has its gradients still
 
     def inline(self, node: fx.Node, block: HigherOrderOperator) -> None:
-        """Copy the body of a ``no_grad`` or ``autocast`` block: detach what leaves the one, note of
+        """Copy the body of a ``no_grad`` or ``autocast`` block: detach what the one reads, note of
         each call of the other that it is in there.
         """
         name = block.name()
@@ -132,11 +140,12 @@ class _Lowering:
             )
         body = cast(fx.GraphModule, getattr(_owner(node), str(bodies[0].target)))
         operands = iter(node.args[node.args.index(bodies[0]) + 1 :])
-        detach = name == "wrap_with_set_grad_enabled" and node.args[0] is False
-        around = self.blocks
+        around = self.blocks, self.off
         if name == "wrap_with_autocast":
             kind, dtype, enabled = cast(Any, node.args[:3])
-            self.blocks = Block(kind, dtype if enabled else None, enabled).around(around)
+            self.blocks = Block(kind, dtype if enabled else None, enabled).around(self.blocks)
+        else:
+            self.off = node.args[0] is False
         for inner in body.graph.nodes:
             if inner.op == "placeholder":
                 operand = next(operands)
@@ -144,10 +153,10 @@ class _Lowering:
             elif inner.op == "output":
                 values = inner.args[0]
                 flat = values if isinstance(values, list | tuple) else (values,)
-                self.new[node] = tuple(self.leave(value, detach=detach) for value in flat)
+                self.new[node] = tuple(self.leave(value) for value in flat)
             else:
                 self.call(inner)
-        self.blocks = around
+        self.blocks, self.off = around
 
     def place(self, node: fx.Node) -> str:
         """Where a block stands, as far as its own calls or the block's own node tell."""
@@ -158,13 +167,34 @@ class _Lowering:
         lines = (source_line(call) for call in [node, *inner])
         return next((f" at {line}" for line in lines if line), "")
 
-    def leave(self, value: Any, *, detach: bool) -> Any:
-        inner = self.new[value] if isinstance(value, fx.Node) else value
-        if not (detach and isinstance(inner, fx.Node)):
+    def leave(self, value: Any) -> Any:
+        """What a block gives: an operand, or a tensor that it wrote into, as it came."""
+        if not isinstance(value, fx.Node):
+            return value
+        inner = self.new[value]
+        return (
+            self.read(value) if inner in self.without or value.target is operator.getitem else inner
+        )
+
+    def read(self, node: fx.Node) -> Any:
+        """An operand, detached where gradients are off and it may have some."""
+        inner = self.new[node]
+        if not self.off or inner in self.without or not self.differentiable(inner):
             return inner
-        made = self.graph.call_function(torch.ops.aten.detach.default, (inner,))
-        made.meta.update(inner.meta)
-        return made
+        if inner not in self.detached:
+            made = self.graph.call_function(torch.ops.aten.detach.default, (inner,))
+            made.meta.update(inner.meta)
+            place_in(made, self.blocks)
+            self.detached[inner] = made
+        return self.detached[inner]
+
+    def differentiable(self, node: Any) -> bool:
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        if not isinstance(value, torch.Tensor):
+            return False
+        state = self.tensors.get(str(node.target)) if node.op == "get_attr" else None
+        varies = value.is_floating_point() or value.is_complex()
+        return varies and (state is None or isinstance(state, nn.Parameter))
 
 
 def _owner(node: fx.Node) -> fx.GraphModule:
