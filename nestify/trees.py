@@ -150,9 +150,14 @@ def made_like(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def copy_weights(root: nn.Module, memo: dict[int, Any]) -> None:
-    """Begin a deep copy with the parameters, so that the attributes that were set on them come
-    along: torch copies none.
+    """Begin a deep copy with what torch copies not or not whole: the attributes that were set on
+    parameters, and what the last forward computed and left in an attribute, as the hooks of
+    `weight_norm` do.
     """
+    for module in modules_in(root):
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     for weight in weights_in(root):
         vars(copy.deepcopy(weight, memo)).update(copy.deepcopy(vars(weight), memo))
 

@@ -13,7 +13,8 @@ from nestify.emit.atomic import publish_files, staging
 from nestify.emit.calls import Call
 from nestify.emit.compare import largest_error, samples
 from nestify.emit.program import check_batches, exported_program
-from nestify.emit.report import ExportReport, quiet
+from nestify.emit.report import ExportReport, first_line, quiet
+from nestify.errors import CaptureError
 
 if TYPE_CHECKING:
     from nestify.emit.request import Request
@@ -33,8 +34,14 @@ def write_pt2(request: Request) -> ExportReport:
     _forget_sources(program.exported)
     name = request.path.name
     with staging(request.path) as folder:
-        with quiet():
-            torch.export.save(program.exported, folder / name, extra_files=request.properties)
+        try:
+            with quiet():
+                torch.export.save(program.exported, folder / name, extra_files=request.properties)
+        except Exception as error:
+            raise CaptureError(
+                f"torch.export cannot save {type(model).__name__}: {first_line(error)}; let "
+                "forward take and return tensors in tuples, lists and dicts, or export a folder"
+            ) from error
         files = publish_files(folder, [name], request.path.parent)
     return request.report(
         files,

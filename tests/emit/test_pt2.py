@@ -3,12 +3,13 @@ from __future__ import annotations
 import warnings
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from nestify.emit import ExportWarning, export, pt2
-from nestify.errors import VerificationError
+from nestify.errors import CaptureError, VerificationError
 from tests.emit.nets import NETS, Fixed, build, nested_call
 
 
@@ -34,6 +35,23 @@ def test_nested_arguments(tmp_path: Path) -> None:
     report = export(model, tmp_path / "net.pt2", **arguments)
     result = load(report.path)(*arguments["example_inputs"], **arguments["example_kwargs"])
     assert set(result) == {"logits", "aux"}
+
+
+class Result(NamedTuple):
+    """An output of the user's own kind."""
+
+    logits: torch.Tensor
+
+
+class Named(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> Result:
+        return Result(x + 1)
+
+
+def test_what_torch_cannot_save_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match=r"cannot save Named: .*namedtuple"):
+        export(Named().eval(), tmp_path / "net.pt2", example_inputs=(torch.randn(2, 3),))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_metadata_is_stored_and_sources_and_data_are_not(tmp_path: Path) -> None:

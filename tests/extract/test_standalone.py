@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.utils.prune
+from torch import nn
 
 import nestify
 from nestify.errors import VerificationError
@@ -71,3 +73,17 @@ def test_original_class_that_cannot_hold_it() -> None:
     nested = attention()
     with pytest.raises(VerificationError, match=r"Attention cannot hold this subnet: its forward"):
         nested.extract(nested.space.at(0.5), as_original_class=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_original_class_after_a_forward_whose_hooks_left_a_weight() -> None:
+    """Such a weight has a history, which torch does not copy."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    nn.utils.weight_norm(model[0])
+    nn.utils.prune.l1_unstructured(model[2], "weight", 0.4)
+    x = torch.randn(2, 6)
+    model(x).sum().backward()
+    nested = nestify.transform(model, "fn3-neuron", (x,)).eval()
+    original = nested.extract(nested.space.at(0.5), as_original_class=True)
+    with nested.activate(nested.space.at(0.5)):
+        torch.testing.assert_close(original(x), nested(x))
