@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from nestify.errors import UsageError
+
 
 @dataclass(frozen=True)
 class State:
@@ -49,7 +51,11 @@ def tensor_at(model: torch.nn.Module, name: str) -> torch.Tensor:
     """The parameter, buffer or plain tensor attribute of that dotted name."""
     path, _, last = name.rpartition(".")
     value = getattr(model.get_submodule(path), last)
-    assert isinstance(value, torch.Tensor)
+    if not isinstance(value, torch.Tensor):
+        raise UsageError(
+            f"{name!r} is the code of a block, such as one under no_grad or autocast, which the "
+            "written source cannot hold; export .pt2, or what nested.extract gives"
+        )
     return value
 
 

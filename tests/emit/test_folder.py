@@ -128,6 +128,17 @@ def test_any_module_is_written_through_torch_export(tmp_path: Path) -> None:
     assert report.error <= 1e-6  # its fast path is one fused kernel
 
 
+class Block(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return x + 1
+
+
+def test_a_block_of_code_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the code of a block"):
+        export(Block().eval(), tmp_path / "net", example_inputs=(torch.randn(2, 3),))
+
+
 def test_weights_in_other_strides_and_types(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval().double()
     model = model.to(memory_format=torch.channels_last)
