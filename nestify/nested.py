@@ -32,7 +32,7 @@ from nestify.latencies import measured_latencies
 from nestify.masked import MaskedModel
 from nestify.modes import in_eval, modes_in_training
 from nestify.original import as_original_class as in_original_class
-from nestify.overlays import Overlays, SwitchableNorms
+from nestify.overlays import Overlays, SwitchableNorms, check_norms
 from nestify.program import Program
 from nestify.reuse import Reuse
 from nestify.running import Bound, Run
@@ -394,7 +394,6 @@ def _save_draws(nested: NestedModel, state: Any, prefix: str, metadata: dict[str
 def _load_draws(
     nested: NestedModel, state: Any, prefix: str, metadata: dict[str, Any], *_: Any
 ) -> None:
-    if (norms := nested.switchable_norms) is not None:
-        norms.check(state, f"{prefix}{_SWITCH}.")
+    check_norms(nested.switchable_norms, state, f"{prefix}{_SWITCH}.")
     nested.draws.load_from(metadata)
     nested._forget()  # pyright: ignore[reportPrivateUsage]  # a hook of this class

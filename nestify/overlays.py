@@ -6,6 +6,7 @@ BatchNorm statistics that were re-estimated for it, norms that switch with the s
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -16,7 +17,7 @@ from torch import fx, nn
 
 from nestify.dims import Dim, Expr
 from nestify.draws import keep_probabilities
-from nestify.errors import UsageError
+from nestify.errors import NestifyWarning, UsageError
 from nestify.groups import Graph
 from nestify.masks import stretched, weights_behind
 from nestify.recognition import digest
@@ -24,7 +25,7 @@ from nestify.slicing import Plan, put
 from nestify.space import SearchSpace, Subnet, Unit
 from nestify.trees import counter, made_like, put_tensor, weights_in
 
-__all__ = ["SCALINGS", "Overlays", "SwitchableNorms"]
+__all__ = ["SCALINGS", "Overlays", "SwitchableNorms", "check_norms"]
 
 SCALINGS = ("none", "expected", "conditional")
 _LIMIT = 64
@@ -182,6 +183,26 @@ class Overlays:
         if len(self._statistics) > _LIMIT:
             oldest, _ = self._statistics.popitem(last=False)
             del self._tokens[oldest]
+
+
+def check_norms(norms: SwitchableNorms | None, state: Mapping[str, Any], prefix: str) -> None:
+    """Refuse a state dict with norms of other subnets under ``prefix``, and warn of norms that the
+    model has no place for: whether these are an error, torch decides by ``strict``.
+
+    Raises:
+        UsageError: they are of others.
+    """
+    saved = state.get(f"{prefix}sizes")
+    if norms is not None:
+        norms.check(state, prefix)
+    elif isinstance(saved, torch.Tensor):
+        warnings.warn(
+            f"the state dict has norms of the subnets {saved.tolist()}, sizes of the units in the "
+            "order of their names, and this model has none: call switch_norms with these subnets "
+            "before loading",
+            NestifyWarning,
+            stacklevel=2,
+        )
 
 
 class SwitchableNorms(nn.Module):

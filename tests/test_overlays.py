@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -198,6 +199,12 @@ def test_norms_of_other_subnets_are_not_loaded() -> None:
     with pytest.raises(nestify.UsageError, match=r"norms of the subnets \[\[3\], \[6\]\].*\[\[2\]"):
         other.load_state_dict(nested.state_dict())
     assert all(torch.equal(t, before[name]) for name, t in other.state_dict().items())
+    said = r"\[\[3\], \[6\]\].*call switch_norms with these"
+    for strict in (True, False):
+        refused = pytest.raises(RuntimeError, match="switchable_norms")
+        ends = refused if strict else contextlib.nullcontext()
+        with pytest.warns(nestify.NestifyWarning, match=said), ends:
+            counting_net()[0].load_state_dict(nested.state_dict(), strict=strict)
     same.switch_norms([0.5, 1.0])
     same.load_state_dict(nested.state_dict())
     assert torch.equal(same.eval()(x), nested.eval()(x))
