@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import fx, nn
@@ -21,8 +21,9 @@ from torch.fx.graph import (
     _PyTreeInfo,  # pyright: ignore[reportPrivateUsage]
 )
 
-from nestify.autocasting import BlockWriter, blocks_of
+from nestify.autocasting import ENTER, BlockWriter, blocks_of
 from nestify.depth import bypassed, live_nodes, overwritten
+from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.holding import refuse_names
 from nestify.rebuild import Rebuilder
@@ -59,9 +60,21 @@ def emit(
     made.owning_module = root  # pyright: ignore[reportAttributeAccessIssue]  # knows what is impure
     made.eliminate_dead_code()
     # It takes over what the graph still reads, and writes its code: once, as that takes a while.
-    module = fx.GraphModule(root, made, type(graph.capture.model).__name__)
+    blocks = made.find_nodes(op="call_function", target=ENTER)
+    kind = _WithBlocks if blocks else fx.GraphModule
+    module = kind(root, made, type(graph.capture.model).__name__)
     module.graph.lint()
     return module.eval()
+
+
+class _WithBlocks(fx.GraphModule):
+    """A network with a block under autocast."""
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a network with a block under autocast cannot be pickled: torch.fx runs its code anew to "
+            "load one, and loses the block. Save its state_dict(), or export it"
+        )
 
 
 def module_tree(graph: Graph) -> nn.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -263,3 +265,16 @@ def test_what_is_asked_of_autocast_is_as_before_after_a_capture() -> None:
     assert torch.autocast.__init__ is before
     assert not torch.is_autocast_enabled("cpu")
     assert not torch.is_autocast_enabled("cuda")
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_pickles_that_would_lose_a_block_are_refused(device_type: str) -> None:
+    model, x = Cast(device_type), torch.randn(5, 6)
+    slim = _nested(model, x).extract({}, verify=False)
+    twin = copy.deepcopy(slim)
+    assert twin.code == slim.code
+    for net in (slim, twin):
+        with pytest.raises(nestify.UsageError, match="a block under autocast cannot be pickled"):
+            pickle.dumps(net)
+    plain = _nested(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), x).extract({})
+    assert torch.equal(pickle.loads(pickle.dumps(plain))(x), plain(x))
