@@ -72,8 +72,8 @@ class _WithBlocks(fx.GraphModule):
 
     def __reduce__(self) -> NoReturn:
         raise UsageError(
-            "a network with a block under autocast cannot be pickled: torch.fx runs its code anew to "
-            "load one, and loses the block. Save its state_dict(), or export it"
+            "a network with a block under autocast cannot be pickled: torch.fx runs its code anew "
+            "to load one, and loses the block. Save its state_dict(), or export it"
         )
 
 
