@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ Told = Callable[[int], None]
 
 
 class Ledger:
-    """Scores subnets, each once, until ``limit`` of them were begun.
+    """Scores subnets, each once, until ``limit`` of them were begun; ``alike`` gives the one that
+    is scored for all that are the same network.
 
     >>> ledger = Ledger(executor, parts=1, storage=None, limit=64)
     >>> ledger.ask(Round([nested.space.largest()])).values
@@ -47,6 +49,7 @@ class Ledger:
         parts: int,
         storage: Storage | None = None,
         limit: int | None = None,
+        alike: Callable[[Subnet], Subnet] | None = None,
     ) -> None:
         self.scores: dict[Subnet, float] = {}
         self.begun: dict[Subnet, None] = {}
@@ -55,6 +58,7 @@ class Ledger:
         self._executor, self._storage = executor, storage
         self._stages = stages(parts)
         self._limit = limit
+        self._alike = alike
         self._known: dict[Task, Samples] = {}
         self._counts: dict[int, tuple[Subnet, int]] = {}  # of samples, by part, and who had them
         self._touched: set[Subnet] = set()
@@ -67,6 +71,8 @@ class Ledger:
 
     def ask(self, asked: Round, most: int | None = None) -> Scores:
         """Score the subnets of a round, as far as the limit and ``most`` new ones allow."""
+        if self._alike is not None:
+            asked = replace(asked, subnets=[self._alike(subnet) for subnet in asked.subnets])
         places: dict[Subnet, int] = {}
         end = len(self.begun) + (self.left if most is None else min(most, self.left))
         for i, subnet in enumerate(asked.subnets):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestify.constraints import check_constraints, excess, infeasible_message, meets
 from nestify.errors import InfeasibleError, UsageError
+from nestify.explore.alike import Alike
 from nestify.explore.arguments import ARGUMENTS
 from nestify.explore.evaluators import Evaluator
 from nestify.explore.executors import check_workers, executor
@@ -137,7 +138,7 @@ def search(
         _check_feasible(nested, pricer, bounds)
         runner = executor(judge, workers)
         stack.callback(runner.close)
-        ledger = Ledger(runner, judge.parts, file, max_evaluations)
+        ledger = Ledger(runner, judge.parts, file, max_evaluations, Alike(nested))
         if progress is not None:
             ledger.told = _teller(progress, ledger, pricer, max_evaluations)
         _explore(nested, chosen, ledger, pricer, seed, bounds)
