@@ -126,9 +126,9 @@ def _moments(
 def _layer(model: nn.Module, name: str) -> nn.Module:
     layers = dict(model.named_modules())
     if not name or name not in layers:
-        close = difflib.get_close_matches(name, layers, 3)
-        named = ", ".join(filter(None, layers))  # the model itself has no name
-        hint = f"did you mean {', '.join(close)}?" if close else f"layers: {named}"
+        named = [layer for layer in layers if layer]  # the model itself has no name
+        close = difflib.get_close_matches(name, named, 3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"layers: {', '.join(named)}"
         raise UsageError(f"{type(model).__name__} has no layer {name!r}; {hint}")
     return layers[name]
 

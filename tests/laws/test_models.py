@@ -97,8 +97,8 @@ def elastic_models(count: int, start: int) -> list[tuple[int, ModelSpec]]:
 
 @pytest.mark.parametrize("chunk", range(4))
 def test_float32_and_onnxruntime_agree(chunk: int, tmp_path: Path) -> None:
-    """One random subnet each of 6 models: nested, extracted, onnxruntime (inside export)."""
-    for seed, spec in elastic_models(6, 1000 + 100 * chunk):
+    """One random subnet each of 4 models: nested, extracted, onnxruntime (inside export)."""
+    for seed, spec in elastic_models(4, 1000 + 100 * chunk):
         model, inputs = build(spec, seed), example_inputs(spec, 2, seed)
         net = nestify.transform(model, EVERYTHING, inputs).eval()
         subnet = net.space.sample(torch.Generator().manual_seed(seed))
