@@ -139,27 +139,25 @@ class _Unrecorded(TorchFunctionMode):
         if func is _C._set_grad_enabled:
             with _C.DisableTorchFunction():
                 return func(*args)
-        return func(*args, **(kwargs or {}))
+        return self.made(func(*args, **(kwargs or {})), (args, kwargs))
+
+    def made(self, found: Any, given: Any) -> Any:
+        """What a function gives, written so."""
+        return found
 
 
 class _Detached(_Unrecorded):
     """Writes what is computed while gradients are off as detached."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        found = super().__torch_function__(func, types, args, kwargs)
+    def made(self, found: Any, given: Any) -> Any:
+        """What a function gives, but for its operands, as a detached tensor."""
         if torch.is_grad_enabled():
             return found
-        given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
+        operands = {id(leaf) for leaf in pytree.tree_leaves(given)}
 
         def detached(made: torch.Tensor) -> torch.Tensor:
             differentiable = made.is_floating_point() or made.is_complex()
-            return made.detach() if differentiable and id(made) not in given else made
+            return made.detach() if differentiable and id(made) not in operands else made
 
         return pytree.tree_map_only(torch.Tensor, detached, found)
 

@@ -217,7 +217,8 @@ class SearchSpace:
 
     def validate(self, subnet: Mapping[str, int]) -> None:
         """Raise UsageError naming the unit and its range where ``subnet`` is not in this space."""
-        check("the space", {"subnet": subnet}, {"subnet": _SIZES})
+        if not isinstance(subnet, Subnet):  # a training step gives one, checked when it was made
+            check("the space", {"subnet": subnet}, {"subnet": _SIZES})
         for name, size in subnet.items():
             unit = self.by_name.get(name)
             if unit is None:
