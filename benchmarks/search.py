@@ -8,11 +8,12 @@ for accuracy against MACs, BatchNorm re-estimated for every subnet. The measure 
 hypervolume: the area between the best accuracy within each share of the full MACs and the accuracy
 of guessing, as a share of the whole rectangle.
 
-``algorithm1`` is FN3's Algorithm 1 to the letter: one block a step, every candidate scored on all
-images, nothing reused. All others run as they ship: images in batches, so that candidates which are
-clearly behind are stopped; activations that subnets share are kept. On a third network every subnet
-is scored, which gives the true front. One process, one thread, one method after the other; seconds
-are of processor time, which other load on the machine hardly changes.
+The literal ``algorithm1`` is FN3's Algorithm 1 to the letter: one block a step, every candidate
+evaluated as a plain loop does, nothing reused, images in the layout that they have. All others run
+as they ship, the second ``algorithm1`` too: activations that subnets share are kept, and images run
+with their channels last. All score on all images. On a third network every subnet is scored, which
+gives the true front. One process, one thread, one method after the other; seconds are of processor
+time, which other load on the machine hardly changes.
 
 The more subnets a search scores, the more of its front is luck: the best of many scores that differ
 by chance. ``--unseen`` searches on one half of the images, and scores the fronts on the other: that
@@ -32,7 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ from nestify.pareto import pareto
 
 CHANCE = 0.1
 LITERAL = "algorithm1"
-METHODS = ("fn3", "greedy", "evolution", "random", "uniform")
+METHODS = ("fn3", LITERAL, "greedy", "evolution", "random", "uniform")
 
 
 class Event(NamedTuple):
@@ -58,31 +59,18 @@ class Event(NamedTuple):
 
 
 class Recorder:
-    """Scores subnets, and notes when each was scored on all images."""
+    """Scores subnets on all images, and notes when each was scored."""
 
     def __init__(self, nested: NestedModel, scorer: Scorer) -> None:
         self.nested, self.scorer = nested, scorer
-        self.seen: dict[Subnet, list[Tensor]] = {}
         self.done: list[tuple[float, Subnet, float]] = []
         self.start = time.process_time()
 
-    def whole(self, model: nn.Module) -> float:
-        """The accuracy on all images."""
+    def evaluate(self, model: nn.Module) -> float:
+        """The accuracy of the active subnet."""
         score = self.scorer.whole(model)
-        self._note(score)
-        return score
-
-    def each(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """What is right of one batch."""
-        right = self.scorer.each(model, batch)
-        parts = self.seen.setdefault(self.nested.active, [])
-        parts.append(right)
-        if len(parts) == len(self.scorer.batches):
-            self._note(float(torch.cat(parts).mean()))
-        return right
-
-    def _note(self, score: float) -> None:
         self.done.append((time.process_time() - self.start, self.nested.active, score))
+        return score
 
     def events(self) -> list[Event]:
         """All that was scored whole, in order."""
@@ -105,43 +93,45 @@ def hypervolume(events: list[Event], *, as_chosen: bool = False) -> float:
     return area / (1 - CHANCE)
 
 
-def run(nested: NestedModel, method: str, limit: int | None, seed: int) -> tuple[list[Event], int]:
-    """Search once; what was scored whole, and how many subnets were begun."""
-    recorder = searched(nested, method, limit, seed, Scorer())
-    return recorder.events(), len(recorder.seen or recorder.done)
+def run(nested: NestedModel, method: str, limit: int | None, seed: int) -> list[Event]:
+    """Search once; what was scored."""
+    return searched(nested, method, limit, seed, Scorer()).events()
 
 
 def searched(
-    nested: NestedModel, method: str, limit: int | None, seed: int, scorer: Scorer
+    nested: NestedModel,
+    method: str,
+    limit: int | None,
+    seed: int,
+    scorer: Scorer,
+    *,
+    plain: bool = False,
 ) -> Recorder:
-    """Search once, by the accuracy on the images of ``scorer``."""
+    """Search once, by the accuracy on the images of ``scorer``; ``plain`` for the literal one."""
     recorder = Recorder(nested, scorer)
-    literal = method.startswith(LITERAL)
-    options: dict[str, Any] = {} if literal else {"batches": scorer.batches}
     with TemporaryDirectory() as folder:
         nestify.search(
             nested,
-            recorder.whole if literal else recorder.each,
+            recorder.evaluate,
             method=method,
             calibrate=scorer.calibration,
             max_evaluations=limit,
-            storage=None if literal else Path(folder) / "search.db",
-            reuse_bytes=0 if literal else 1 << 30,
+            storage=None if plain else Path(folder) / "search.db",
+            evaluator="accuracy",
+            reuse_bytes=0 if plain else 1 << 30,
             seed=seed,
             target="untimed",
-            **options,
         )
     return recorder
 
 
-def summary(name: str, method: str, events: list[Event], begun: int, goal: float | None) -> Row:
+def summary(name: str, method: str, events: list[Event], goal: float | None) -> Row:
     """One line of the table; ``goal`` is the hypervolume of the literal algorithm."""
     reached = None if goal is None else _reached(events, goal)
     return {
         "network": name,
         "method": method,
-        "subnets begun": begun,
-        "scored whole": len(events),
+        "subnets": len(events),
         "seconds": round(events[-1].seconds, 1),
         "hypervolume": round(hypervolume(events), 4),
         "seconds to the literal's": None if reached is None else round(reached, 1),
@@ -164,12 +154,12 @@ def everything(nested: NestedModel) -> list[Event]:
     recorder = Recorder(nested, Scorer())
     sizes = itertools.product(*(unit.choices for unit in nested.space.units))
     names = [unit.name for unit in nested.space.units]
-    with nested.reusing():
+    with nested.reusing(turned=True):
         for row in sizes:
             subnet = Subnet(dict(zip(names, row, strict=True)))
             nested.calibrate(subnet, recorder.scorer.calibration)
             with nested.activate(subnet):
-                recorder.whole(nested)
+                recorder.evaluate(nested)
     return recorder.events()
 
 
@@ -177,12 +167,12 @@ def compared(subject: Subject, methods: list[str], epochs: int, seed: int) -> It
     """The literal algorithm, and each method beside it."""
     nested = trained(subject, epochs)
     limit = None if epochs > 1 else 40
-    events, begun = run(nested, LITERAL, limit, seed)
+    events = searched(nested, LITERAL, limit, seed, Scorer(), plain=True).events()
     goal = hypervolume(events)
-    yield summary(subject.name, f"{LITERAL}, literal", events, begun, None)
+    yield summary(subject.name, f"{LITERAL}, literal", events, None)
     for method in methods:
-        events, begun = run(nested, method, None if epochs > 1 else 20, seed)
-        yield summary(subject.name, method, events, begun, goal)
+        events = run(nested, method, None if epochs > 1 else 20, seed)
+        yield summary(subject.name, method, events, goal)
 
 
 def against_all(methods: list[str], epochs: int, seed: int) -> Iterator[Row]:
@@ -190,10 +180,10 @@ def against_all(methods: list[str], epochs: int, seed: int) -> Iterator[Row]:
     nested = trained(SMALL, epochs)
     events = everything(nested)
     best = hypervolume(events)
-    yield summary(SMALL.name, "every subnet", events, len(events), None) | {"missed": 0.0}
+    yield summary(SMALL.name, "every subnet", events, None) | {"missed": 0.0}
     for method in methods:
-        events, begun = run(nested, method, 128, seed)
-        row = summary(SMALL.name, method, events, begun, None)
+        events = run(nested, method, 128, seed)
+        row = summary(SMALL.name, method, events, None)
         yield row | {"missed": round((best - hypervolume(events)) / best, 4)}
 
 
@@ -217,7 +207,8 @@ def unseen(subject: Subject, methods: list[str], epochs: int, seeds: range) -> I
         found: list[Areas] = []
         for i, (seed, (mine, others)) in enumerate(ways):
             limit = None if epochs > 1 else 20
-            recorder = searched(nested, method, limit, seed, Scorer(images=mine))
+            plain = method == LITERAL and not literal
+            recorder = searched(nested, method, limit, seed, Scorer(images=mine), plain=plain)
             end = literal[i].seconds / 10 if literal else math.inf
             found.append(_areas(nested, recorder, others, end))
         literal = literal or found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -32,8 +33,18 @@ class Bindings:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self._bound: OrderedDict[tuple[Subnet, int, bool, bool], Bound] = OrderedDict()
+        self._bound: OrderedDict[tuple[Subnet, int, bool, bool, bool], Bound] = OrderedDict()
         self._batch = -1  # of the latest subnet that was bound
+        self._turned = False
+
+    @contextmanager
+    def turning(self, turned: bool) -> Generator[None]:
+        """In a ``with`` block, evaluations run images with their channels last, or as they lie."""
+        before, self._turned = self._turned, turned
+        try:
+            yield
+        finally:
+            self._turned = before
 
     def of(
         self,
@@ -47,15 +58,16 @@ class Bindings:
 
         ``keep`` says what a subnet keeps, ``upcoming`` which ones the next training steps draw.
         """
-        mode = batch, root.training, _in_autocast()
+        mode = batch, root.training, self._turned and not root.training, _in_autocast()
         bound = self._bound.get((subnet, *mode))
         if bound is None:
             half = mode[-1] or any(p.dtype in _HALF for p in islice(root.parameters(), 1))
             wanted = (subnet, *upcoming()) if batch == self._batch else (subnet,)
             for one in wanted:
                 if (one, *mode) not in self._bound:
-                    made = self.program.bind(keep(one), batch, pad=root.training, half=half)
-                    self._bound[one, *mode] = made
+                    self._bound[one, *mode] = self.program.bind(
+                        keep(one), batch, pad=root.training, half=half, turn=mode[2]
+                    )
             self._batch = batch
             while len(self._bound) > _MOST:
                 self._bound.popitem(last=False)

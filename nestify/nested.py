@@ -257,12 +257,12 @@ class NestedModel(Holder):
         self._overlays.forget()
 
     @contextlib.contextmanager
-    def reusing(self, *, limit_bytes: int = 1 << 30) -> Generator[Reuse]:
+    def reusing(self, *, limit_bytes: int = 1 << 30, turned: bool = False) -> Generator[Reuse]:
         """In a ``with`` block, evaluations on inputs that were seen start where they first differ.
 
         Works in eval without gradients, for all calls and :meth:`calibrate`; results are the same
-        bit for bit. What is kept takes up to ``limit_bytes``. Tensors of the model that change are
-        noticed, but not what is written through ``.data`` or NumPy.
+        bit for bit, or where images are ``turned``, which run with channels last on a CPU, but for
+        rounding. Tensors of the model that change are noticed, but not through ``.data`` or NumPy.
 
         >>> import nestify
         >>> net = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)))
@@ -276,7 +276,8 @@ class NestedModel(Holder):
         """
         before, self._reuse = self._reuse, Reuse(self.cuts, limit_bytes)
         try:
-            yield self._reuse
+            with self._bindings.turning(turned):
+                yield self._reuse
         finally:
             self._reuse.forget()
             self._reuse = before

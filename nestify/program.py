@@ -25,7 +25,7 @@ from nestify.layouts import reads_in_order
 from nestify.padding import Room
 from nestify.recognition import readable
 from nestify.rules import STRIDED, Dims, bind_arguments, op_name
-from nestify.running import RUNS, Bound, Frame, Read, Run, Slot, Step, copied, hand_on, reads
+from nestify.running import Bound, Frame, Read, Run, Slot, Step, copied, hand_on, reads, run_of
 from nestify.slicing import Keep, Plan
 
 __all__ = ["Program"]
@@ -160,7 +160,6 @@ class Program:
         return Slot(len(self.slots)) if self.graph.capture.is_home(value) else value
 
     def _step(self, node: fx.Node, frees: tuple[int, ...]) -> Step:
-        run: Any = RUNS.get(op_name(node.target), node.target)
         args, kwargs = self._slotted(node.args), self._slotted(dict(node.kwargs))
         modes = self.graph.capture.mode_args
         changed = {
@@ -170,12 +169,21 @@ class Program:
         }
         in_training = _replaced(node, args, kwargs, changed) if changed else None
         path = str(node.meta["path"])
-        return Step(node, self.slots[node], path, run, args, kwargs, in_training, frees)
+        return Step(node, self.slots[node], path, run_of(node), args, kwargs, in_training, frees)
 
-    def bind(self, keep: Keep, batch: int, *, pad: bool = False, half: bool = False) -> Bound:
+    def bind(
+        self,
+        keep: Keep,
+        batch: int,
+        *,
+        pad: bool = False,
+        half: bool = False,
+        turn: bool = False,
+    ) -> Bound:
         """Fill in what a subnet keeps; steps without a size among their arguments are shared.
 
         ``pad`` gives dims room for zeros where that is cheaper in training, ``half`` in 16 bits.
+        ``turn`` has images run with their channels last.
         """
         room = self.room.padded(keep, half=half) if pad else keep
         smaller = any(size < dim.size for dim, size in keep.sizes.items())
@@ -186,7 +194,8 @@ class Program:
         steps, tensors = self._undropped(bypassed(self.graph, keep), room)
         cuts = {id(dims): _cut(dims, kept, keep, room) for dims, kept in self._alike}
         tensors = [read.cut_as(*cuts[id(read.dims)]) for read in tensors]
-        return Bound(self.frame, keep, steps, tensors, pad and smaller and self.images)
+        turned = self.images and (turn or (pad and smaller))
+        return Bound(self.frame, keep, steps, tensors, turned)
 
     def plans(self, keep: Keep) -> dict[str, Plan]:
         """How ``keep`` cuts each tensor of the model."""

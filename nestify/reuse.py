@@ -137,7 +137,7 @@ class _Pass:
         """What beside the inputs decides the values that cross a cut."""
         read = bisect_right(self.tokens, mark.place, key=itemgetter(0))
         own = tuple(self.tokens[:read])
-        return self.norms is not None, mark.place, mark.slots, mark.sizes, own
+        return self.norms is not None, self.run.turned, mark.place, mark.slots, mark.sizes, own
 
     def _keep(self, mark: Mark) -> None:
         """Keep what crosses a cut as it is; only what lies in the caller's memory is copied."""

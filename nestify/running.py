@@ -15,13 +15,18 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from nestify.autocasting import Block, inside
-from nestify.layouts import channels_last, contiguous, is_contiguous_map, run_in_order
-from nestify.rules import PAIRED, Dims, bind_arguments
+from nestify.layouts import (
+    channels_last,
+    contiguous,
+    is_contiguous_map,
+    merged_groups,
+    run_in_order,
+)
+from nestify.rules import PAIRED, Dims, bind_arguments, op_name
 from nestify.slicing import Keep, Plan, cut, put
 from nestify.trees import counter, find, get_tensor, submodule
 
 __all__ = [
-    "RUNS",
     "Bound",
     "Frame",
     "Read",
@@ -31,6 +36,7 @@ __all__ = [
     "copied",
     "hand_on",
     "reads",
+    "run_of",
     "trains",
 ]
 
@@ -277,6 +283,17 @@ def _batch_norm(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def _in_groups(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
+    x, weight, *others, groups = args
+    if run.turned and not torch.is_grad_enabled():
+        weight, groups = merged_groups(weight, groups)
+    target: Any = step.node.target
+    return target(x, weight, *others, groups)
+
+
+_GROUPS = 6  # the place of the groups among the arguments of a convolution, the last one
+
+
 def _stochastic(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
     return find(run.root, args[1])(args[0])
 
@@ -315,7 +332,7 @@ def _recurrent(run: Run, step: Step, args: list[Any]) -> Any:
     return target(*packed)
 
 
-RUNS: dict[str, Callable[..., Any]] = {
+_RUNS: dict[str, Callable[..., Any]] = {
     "nestify::stochastic": _stochastic,
     "batch_norm": _batch_norm,
     "view": _view,
@@ -323,3 +340,15 @@ RUNS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(PAIRED, _paired),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }
+
+
+def run_of(node: fx.Node) -> Callable[..., Any]:
+    """What runs a call: its op, or one of these in its place, which take the positional arguments.
+
+    >>> run_of(fx.Graph().call_function(torch.ops.aten.relu.default))
+    <OpOverload(op='aten.relu', overload='default')>
+    """
+    name, target = op_name(node.target), cast(Callable[..., Any], node.target)
+    if name == "conv2d" and len(node.args) > _GROUPS:
+        return _in_groups
+    return _RUNS.get(name, target)

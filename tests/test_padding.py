@@ -188,9 +188,9 @@ def test_maps_come_out_in_the_format_they_came_in(channels_last: bool) -> None:
 class Unbatched(nn.Module):
     """One volume to a sample: its maps have four dims, but no dim of channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: int = 1) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 40, 3), nn.Conv2d(40, 6, 1), nn.Conv2d(6, 4, 1)
+        self.a, self.b, self.c = nn.Conv2d(3, 40, 3), nn.Conv2d(40, 6, 1), nn.Conv2d(6, 4, kernel)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.c(F.max_pool3d(self.b(self.a(x).relu()), (1, 2, 2)))
@@ -206,6 +206,7 @@ ORDERED: dict[str, Callable[[], nn.Module]] = {
     "coins": lambda: Reads(lambda x: x * torch.bernoulli(x.sigmoid())),
     "noise in place": lambda: Reads(lambda x: x * torch.empty_like(x).uniform_()),
     "volumes": Unbatched,
+    "volumes whose gradients have channels last": lambda: Unbatched(3),
 }
 
 

@@ -52,7 +52,8 @@ class Evaluator:
         calibrate: batches from which each subnet's BatchNorm statistics are re-estimated.
         name: stands in for a hash of the function and its data, to know stored scores again; how
             the data are split stays a part of that.
-        reuse_bytes: how much memory may hold activations that subnets share; 0 for none.
+        reuse_bytes: how much memory may hold activations that subnets share; 0 for none, and for
+            images in the layout that the user has.
     """
 
     def __init__(
@@ -93,10 +94,12 @@ class Evaluator:
         return codeprint((judged, self.calibrate, getattr(self.nested, "scaling", "none")))
 
     def reusing(self) -> AbstractContextManager[Any]:
-        """A context in which subnets that begin alike share activations."""
+        """A context in which subnets that begin alike share activations, and images run with their
+        channels last; with no memory for that they run as the user's own call does.
+        """
         if not self.reuse_bytes:
             return nullcontext()
-        return self.nested.reusing(limit_bytes=self.reuse_bytes)
+        return self.nested.reusing(limit_bytes=self.reuse_bytes, turned=True)
 
     def timed(self, subnet: Mapping[str, int], part: int) -> tuple[Samples, float]:
         """`run`, and the seconds that it took."""
