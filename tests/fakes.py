@@ -61,7 +61,7 @@ class FakeNested(nn.Module):
         return Costs(macs, sizes.sum(axis=1), 4 * sizes.sum(axis=1), 4 * sizes.max(axis=1))
 
     @contextmanager
-    def reusing(self, limit_bytes: int) -> Iterator[None]:
+    def reusing(self, limit_bytes: int, turned: bool) -> Iterator[None]:
         yield
 
     def extract(self, subnet: Subnet, **options: Any) -> nn.Module:

@@ -93,8 +93,8 @@ def search(
         convention: how MACs are counted.
         evaluator: names ``evaluate`` and its data in ``storage``, in place of a hash of both; the
             sizes of ``batches`` count all the same.
-        reuse_bytes: memory for activations that subnets share; 0 evaluates as a plain loop does, and
-            leaves images in the layout that they have.
+        reuse_bytes: memory for activations that subnets share; 0 evaluates as a plain loop does,
+            and leaves images in the layout that they have.
         progress: called as ``progress(stage, done, total, note)``.
 
     Returns:
