@@ -97,11 +97,15 @@ def run_in_order(
     node: fx.Node, run: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
     """Run a call on its maps with their channels first; what it writes ends up where it should."""
-    laid = [contiguous(arg) for arg in args]
-    found = run(*laid, **{name: contiguous(arg) for name, arg in kwargs.items()})
-    if not is_mutable(node):
-        for value in found if isinstance(found, list | tuple) else [found]:
-            if _is_map(value) and value.requires_grad:
-                value.register_hook(contiguous)  # what comes back need not lie as what was given
-        return found
-    return args[0] if laid[0] is args[0] else args[0].copy_(laid[0])
+    kwargs = {name: contiguous(arg) for name, arg in kwargs.items()}
+    if is_mutable(node):
+        target, *others = args
+        # Itself where memory has that order: torch must see the write, whatever the strides say.
+        written = target.contiguous() if _is_map(target) else target
+        run(written, *map(contiguous, others), **kwargs)
+        return target if written is target else target.copy_(written)
+    found = run(*map(contiguous, args), **kwargs)
+    for value in found if isinstance(found, list | tuple) else [found]:
+        if _is_map(value) and value.requires_grad:
+            value.register_hook(contiguous)  # what comes back need not lie as what was given
+    return found

@@ -205,6 +205,9 @@ ORDERED: dict[str, Callable[[], nn.Module]] = {
     "noise": lambda: Reads(lambda x: x * torch.rand_like(x)),
     "coins": lambda: Reads(lambda x: x * torch.bernoulli(x.sigmoid())),
     "noise in place": lambda: Reads(lambda x: x * torch.empty_like(x).uniform_()),
+    "one channel in place": lambda: nn.Sequential(
+        nn.Conv2d(3, 40, 3), nn.Conv2d(40, 1, 1), nn.Dropout(0.5, inplace=True), nn.Conv2d(1, 4, 3)
+    ),
     "volumes": Unbatched,
     "volumes whose gradients have channels last": lambda: Unbatched(3),
 }
