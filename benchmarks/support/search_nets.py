@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nestify
@@ -76,27 +75,14 @@ def trained(subject: Subject, epochs: int = EPOCHS, seed: int = 0) -> nestify.Ne
 
 
 class Scorer:
-    """Accuracy on the test images, or on some of them, whole or image by image."""
+    """Accuracy on the test images, or on some of them."""
 
-    def __init__(self, batch: int = 180, images: Tensor | None = None) -> None:
+    def __init__(self, images: Tensor | None = None) -> None:
         every = torch.arange(len(digits()[1].y)) if images is None else images
         self.x, self.y = digits()[1].x[every], digits()[1].y[every]
-        self.batches = list(zip(self.x.split(batch), self.y.split(batch), strict=True))
         self.calibration: list[Tensor] = list(digits()[0].x.split(256))[:2]
 
     @torch.no_grad()
     def whole(self, model: nn.Module) -> float:
         """Accuracy on all images."""
-        return float(self.each(model, (self.x, self.y)).mean())
-
-    @torch.no_grad()
-    def each(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """1 for each image of the batch that is right, else 0."""
-        x, y = batch
-        return (model(x).argmax(1) == y).double()
-
-    @torch.no_grad()
-    def loss(self, model: nn.Module) -> float:
-        """Minus the cross entropy on all images."""
-        rows = [F.cross_entropy(model(x), y, reduction="sum") for x, y in self.batches]
-        return -float(sum(rows)) / len(self.y)
+        return float((model(self.x).argmax(1) == self.y).double().mean())

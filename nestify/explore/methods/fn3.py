@@ -115,14 +115,14 @@ class _Search:
         """
         draw, most = self._random, self._genes.most
         levels = self._most * np.geomspace(1 - _LEAST, _LEAST, count)
-        rows = np.tile(most, (count, 1))
+        rows, high = np.tile(most, (count, 1)), np.arange(count)
         for _ in range(_WALK * int(most.sum())):
-            (high,) = np.nonzero((self._costs(rows) > levels) & rows.any(1))
+            high = high[(self._costs(rows[high]) > levels[high]) & rows[high].any(1)]
             if not len(high):
                 break
             unit = draw.integers(len(most), size=len(high))
             rows[high, unit] -= draw.integers(1, self._steps[unit] + 1)
-            rows = rows.clip(0)
+            rows[high] = rows[high].clip(0)
         return rows
 
     def score(self, rows: Rows) -> Rounds:
