@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 import nestify
 from benchmarks.support.clock import Row, show, write
-from benchmarks.support.digits import digits
+from benchmarks.support.digits import Split, digits
 from benchmarks.support.search_nets import MOBILENET, RESNEXT, SMALL, Scorer, Subject, trained
 from nestify import NestedModel, Subnet
 from nestify.pareto import pareto
@@ -66,11 +66,12 @@ class Recorder:
         self.done: list[tuple[float, Subnet, float]] = []
         self.start = time.process_time()
 
-    def evaluate(self, model: nn.Module) -> float:
-        """The accuracy of the active subnet."""
-        score = self.scorer.whole(model)
+    def evaluate(self, model: nn.Module, batch: Split) -> Tensor:
+        """Which images the active subnet knows."""
+        hits = self.scorer.hits(model, batch)
+        score = float(hits.mean())
         self.done.append((time.process_time() - self.start, self.nested.active, score))
-        return score
+        return hits
 
     def events(self) -> list[Event]:
         """All that was scored whole, in order."""
@@ -114,6 +115,7 @@ def searched(
             nested,
             recorder.evaluate,
             method=method,
+            batches=[scorer.batch],
             calibrate=scorer.calibration,
             max_evaluations=limit,
             storage=None if plain else Path(folder) / "search.db",
@@ -159,7 +161,7 @@ def everything(nested: NestedModel) -> list[Event]:
             subnet = Subnet(dict(zip(names, row, strict=True)))
             nested.calibrate(subnet, recorder.scorer.calibration)
             with nested.activate(subnet):
-                recorder.evaluate(nested)
+                recorder.evaluate(nested, recorder.scorer.batch)
     return recorder.events()
 
 
@@ -256,7 +258,7 @@ def accuracy(nested: NestedModel, subnet: Subnet, images: Tensor) -> float:
     scorer = Scorer(images=images)
     nested.calibrate(subnet, scorer.calibration)
     with nested.activate(subnet):
-        return scorer.whole(nested)
+        return float(scorer.hits(nested, scorer.batch).mean())
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _LANES = 8
-_NARROW = 32  # channels: of twice as many, one group takes twice the time of groups of four
+_WIDE = 24  # channels of a merged group: the zeros of wider ones take more time than they save
 
 
 def is_contiguous_map(value: Any) -> bool:
@@ -68,20 +68,22 @@ def contiguous(value: Any) -> Any:
 def merged_groups(weight: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]:
     """The weight and the groups to run a convolution on maps with their channels last.
 
-    Kernels work on 8 channels of a group at once. Where groups are narrower, and few channels in
-    all, one group with zeros between the old ones takes less time; others are handed back.
+    Kernels work on 8 channels of a group at once. Where groups are narrower, several in one with
+    zeros between them take less time; others are handed back.
 
     >>> weight, groups = merged_groups(torch.ones(16, 2, 3, 3), 8)
     >>> weight.shape, groups, int(weight.sum())
     (torch.Size([16, 16, 3, 3]), 1, 288)
     """
     outputs, inputs, *kernel = weight.shape
-    if not (groups > 1 and 1 < inputs < _LANES and groups * inputs <= _NARROW):
+    fit = [n for n in range(2, _WIDE // inputs + 1) if groups % n == 0]
+    if not fit or not 1 < inputs < _LANES:
         return weight, groups
-    blocks = weight.reshape(groups, outputs // groups, inputs, *kernel)
-    made = weight.new_zeros(groups, outputs // groups, groups, inputs, *kernel)
-    made.diagonal(dim1=0, dim2=2).copy_(blocks.movedim(0, -1))
-    return channels_last(made.view(outputs, groups * inputs, *kernel)), 1
+    each, left = fit[-1], groups // fit[-1]
+    blocks = weight.reshape(left, each, outputs // groups, inputs, *kernel)
+    made = weight.new_zeros(left, each, outputs // groups, each, inputs, *kernel)
+    made.diagonal(dim1=1, dim2=3).copy_(blocks.movedim(1, -1))
+    return channels_last(made.view(outputs, each * inputs, *kernel)), left
 
 
 def _is_map(value: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import nestify
-from benchmarks.support.digits import digits, train
+from benchmarks.support.digits import Split, digits, train
 from benchmarks.support.training_networks import Classifier, ResNeXtBlock
 from examples.mobilenet_v2 import ConvNormAct, InvertedResidual
 
@@ -75,14 +75,14 @@ def trained(subject: Subject, epochs: int = EPOCHS, seed: int = 0) -> nestify.Ne
 
 
 class Scorer:
-    """Accuracy on the test images, or on some of them."""
+    """Which of the test images, or of some of them, a network knows."""
 
     def __init__(self, images: Tensor | None = None) -> None:
         every = torch.arange(len(digits()[1].y)) if images is None else images
-        self.x, self.y = digits()[1].x[every], digits()[1].y[every]
+        self.batch = Split(digits()[1].x[every], digits()[1].y[every])
         self.calibration: list[Tensor] = list(digits()[0].x.split(256))[:2]
 
     @torch.no_grad()
-    def whole(self, model: nn.Module) -> float:
-        """Accuracy on all images."""
-        return float((model(self.x).argmax(1) == self.y).double().mean())
+    def hits(self, model: nn.Module, batch: Split) -> Tensor:
+        """1 for each image that is known, 0 for the others."""
+        return (model(batch.x).argmax(1) == batch.y).double()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,8 +84,9 @@ class Ledger:
             racing = self._in_front(asked, racing, places, stage.stop)
         for subnet in racing:
             self._note(subnet)
-        values = [self._estimate(subnet, racing) for subnet in asked.subnets]
-        return Scores(values, [subnet in self.scores for subnet in asked.subnets])
+        samples = [self._estimates(subnet, racing) for subnet in asked.subnets]
+        values = [self._value(*pair) for pair in zip(asked.subnets, samples, strict=True)]
+        return Scores(values, [subnet in self.scores for subnet in asked.subnets], samples)
 
     def _run(self, tasks: Sequence[Task]) -> None:
         unknown = [task for task in tasks if not self._look_up(task)]
@@ -140,18 +140,34 @@ class Ledger:
             self._total = len(samples)
             self.scores[subnet] = float(samples.mean())
 
-    def _estimate(self, subnet: Subnet, finished: Sequence[Subnet]) -> float | None:
-        """The score, or what those parts that were scored before the subnet was stopped tell of it.
+    def _value(self, subnet: Subnet, samples: Samples | None) -> float | None:
+        if subnet in self.scores or samples is None:
+            return self.scores.get(subnet)
+        return float(samples.mean())
 
-        Some parts are easier than others: by how much, those tell that ``finished`` the same round.
+    def _estimates(self, subnet: Subnet, finished: Sequence[Subnet]) -> Samples | None:
+        """The scores of all samples; of a subnet that was stopped, estimates of those left out.
+
+        Some samples are harder than others: how those that ``finished`` the same round did on them
+        tells, and how much they are ahead on the others.
         """
-        if subnet in self.scores:
-            return self.scores[subnet]
-        parts = [part for part in range(self._stages[-1].stop) if Task(subnet, part) in self._known]
-        if subnet not in self.begun or not parts:
+        parts = range(self._stages[-1].stop)
+        known = [part for part in parts if Task(subnet, part) in self._known]
+        if subnet not in self.begun or not known:
             return None
-        harder = [self.scores[other] - self._mean(other, parts) for other in finished]
-        return self._mean(subnet, parts) + (fmean(harder) if harder else 0.0)
+        behind = self._mean([subnet], known) - (self._mean(finished, known) if finished else 0.0)
+        return np.concatenate([self._part(subnet, part, finished, behind) for part in parts])
 
-    def _mean(self, subnet: Subnet, parts: Sequence[int]) -> float:
-        return float(np.concatenate([self._known[Task(subnet, part)] for part in parts]).mean())
+    def _part(
+        self, subnet: Subnet, part: int, finished: Sequence[Subnet], behind: float
+    ) -> Samples:
+        found = self._known.get(Task(subnet, part))
+        if found is not None:
+            return found
+        others = [self._known[Task(other, part)] for other in finished]
+        _, count = self._counts[part]
+        return behind + np.mean(others or [np.zeros(count)], axis=0)
+
+    def _mean(self, subnets: Sequence[Subnet], parts: Sequence[int]) -> float:
+        found = [self._known[Task(subnet, part)] for subnet in subnets for part in parts]
+        return float(np.concatenate(found).mean())

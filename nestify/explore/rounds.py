@@ -21,6 +21,7 @@ from nestify.valid import Valid, check_fields
 
 __all__ = ["Merit", "Method", "Priced", "Problem", "Round", "Rounds", "Scores", "check_options"]
 
+Samples = NDArray[np.float64]
 Priced = Sequence[Subnet] | Mapping[str, NDArray[np.int64]]  # or columns of sizes, by unit
 Prices = Callable[[Priced], NDArray[np.float64]]
 
@@ -54,11 +55,13 @@ class Scores:
     """The answer to a round, in its order.
 
     ``values`` has None for what may not be scored any more; ``whole`` tells which scores are of all
-    the data, and not an estimate of one that was stopped.
+    the data, and not an estimate of one that was stopped. ``samples`` has the scores of all samples
+    of those that have a value, estimates among them; a score that comes in one piece is one sample.
     """
 
     values: Sequence[float | None]
     whole: Sequence[bool]
+    samples: Sequence[Samples | None]
 
 
 Rounds = Generator[Round, Scores, None]

@@ -36,3 +36,8 @@ def test_estimates_of_what_was_stopped_know_that_parts_differ() -> None:
     assert list(found.whole) == [True, True, False, False]
     whole = [sum(PARTS) / 3 - (100 - size) / 100 for size in sizes]
     assert found.values == pytest.approx(whole)
+    for value, samples, size in zip(found.values, found.samples, sizes, strict=True):
+        assert samples is not None
+        assert value == pytest.approx(samples.mean())
+        assert samples[:100].sum() == size - 10  # of the first part, which all were scored on
+        assert len(samples) == 300

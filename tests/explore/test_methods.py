@@ -52,7 +52,8 @@ class Table:
                 with self.nested.activate(subnet):
                     self.scores[subnet] = self.nested.score()
             values.append(self.scores.get(subnet))
-        return Scores(values, [value is not None for value in values])
+        samples = [None if value is None else np.array([value]) for value in values]
+        return Scores(values, [value is not None for value in values], samples)
 
     def hypervolume(self) -> float:
         """The area between the best score within each share of the full cost and the least one."""
@@ -163,7 +164,8 @@ class ByChance(Table):
         answered = super().answer(asked)
         chance = [zlib.crc32(repr(dict(subnet)).encode()) / 2**32 for subnet in asked.subnets]
         pairs = zip(answered.values, chance, strict=True)
-        return Scores([None if e is None else e + 0.02 * c for e, c in pairs], answered.whole)
+        values = [None if e is None else e + 0.02 * c for e, c in pairs]
+        return dataclasses.replace(answered, values=values)
 
 
 def test_fn3_goes_on_where_scores_differ_by_chance() -> None:

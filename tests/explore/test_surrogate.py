@@ -45,18 +45,23 @@ def points(count: int, coordinates: int) -> Any:
     return np.random.default_rng(1).uniform(-2, 0, size=(count, coordinates))
 
 
-def test_the_gradient_is_that_of_the_likelihood() -> None:
-    x, y = torch.as_tensor(points(30, 5)), torch.randn(30).double()
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_the_gradient_is_that_of_the_likelihood(count: int) -> None:
+    x, y = torch.as_tensor(points(30, 5)), torch.randn(30, count).double()
     settings: Any = vars(module)["_Settings"](5)
     settings._logs += 0.3 * torch.randn(8)
-    found = settings._gradient(x, y)
+    found = settings._gradient(x, y, count)
+    alike = torch.linalg.qr(y.T, mode="r").R.T  # at most 30 columns, with the same products
+    assert settings._gradient(x, alike, count).numpy() == pytest.approx(found.numpy())
+    power = min(1.0, 10 / count)
 
     def loss(logs: torch.Tensor) -> torch.Tensor:
         settings._logs = logs
         normal = torch.distributions.MultivariateNormal(
             torch.zeros(30).double(), settings.covariance(x)
         )
-        return 0.5 * (settings._sure * (logs - settings._usual) ** 2).sum() - normal.log_prob(y)
+        prior = 0.5 * (settings._sure * (logs - settings._usual) ** 2).sum()
+        return prior - power * normal.log_prob(y.T).sum()
 
     at, step = settings._logs, 1e-5
     for i, direction in enumerate(torch.eye(8).double()):
@@ -99,6 +104,24 @@ def test_points_seen_twice_are_no_trouble() -> None:
     surrogate = Surrogate()
     surrogate.fit(x, x[:, 0])
     assert np.isfinite(surrogate.predict(x)[0]).all()
+
+
+@pytest.mark.parametrize("columns", [(), (3,)])
+def test_what_is_left_out_is_told_by_the_others(columns: tuple[int, ...]) -> None:
+    x, y = points(12, 2), np.random.default_rng(3).standard_normal((12, *columns))
+    surrogate: Any = Surrogate()
+    surrogate.fit(x, y)
+    above, deviation = surrogate.left_out()
+    settings, others = surrogate._settings, torch.arange(12) != 5
+    seen = torch.as_tensor(x)
+    known = settings.covariance(seen)[others][:, others]
+    with_it = settings.between(seen[5:6], seen)[:, others]
+    means = with_it @ torch.linalg.solve(known, torch.as_tensor(y - y.mean(0))[others])
+    assert (y - y.mean(0))[5] - means.numpy()[0] == pytest.approx(above[5], rel=1e-3)
+    left = with_it @ torch.linalg.solve(known, with_it.T)
+    variance = settings.covariance(seen)[5, 5] - left[0, 0]
+    spread = y.std(0) if y.ndim == 1 else np.sqrt(y.var(0).mean())
+    assert deviation[5] == pytest.approx(spread * variance.sqrt().item())
 
 
 SHARES = st.integers(1, 20).map(lambda k: k / 20)

@@ -2,13 +2,13 @@
 
 What stays of Algorithm 1: from the best subnets known, candidates are made by steps within a window
 dp of a unit, C of them are scored, and the best go on. What differs: it does not go down from the
-largest subnet block by block, but begins with even shares of every unit and some random steps down,
-which tell units apart, and the whole front of score and cost goes on in place of K trajectories.
-Candidates also trade steps of two units, and mix two subnets. And few are scored: a Gaussian
-process, fitted to the scores so far, predicts some thousand a round. In turns that one is scored by
-which the area under the front is likely to grow most, and the one by which it grows most on
-average: what the process takes for noise lifts one or the other subnet above the front. Growth
-counts by the work that it takes, of which subnets that begin alike share a part.
+largest subnet block by block, but begins with even shares of every unit, and the whole front of
+score and cost goes on in place of K trajectories. Candidates also trade steps of two units, and mix
+two subnets. And few are scored: a Gaussian process, fitted to the scores so far, foretells some
+thousand a round. In turns that one is scored by which the area under the front is likely to grow
+most, and the one by which it grows most on average: what the process takes for noise lifts one or
+the other subnet above the front. Growth counts by the work that it takes, of which subnets that
+begin alike share a part.
 """
 
 from __future__ import annotations
@@ -19,23 +19,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nestify.explore.methods.forecast import Forecast
 from nestify.explore.methods.genes import Genes, Rows
 from nestify.explore.methods.staircase import Staircase
-from nestify.explore.methods.surrogate import Surrogate
 from nestify.explore.methods.work import Work
-from nestify.explore.rounds import Merit, Problem, Round, Rounds, check_options
+from nestify.explore.rounds import Merit, Problem, Round, Rounds, Samples, check_options
 from nestify.pareto import pareto
 from nestify.valid import real, whole
 
 __all__ = ["Fn3"]
 
 _EVEN = 16  # even shares to begin with, at most a sixth of the evaluations
-_THINNED = 16  # one in so many of the evaluations begins with random steps down
-_LEAST = 0.1  # of the cost, where the last of these ends
-_WALK = 4  # steps down for each that there is, at most
 _GENERATIONS = 4  # of candidates, each from the likely front of the last, before any is scored
 _CHILDREN = 512  # a generation
-_OPTIMISM = 1.0  # standard deviations by which predictions are raised
 _OVERHEAD = 0.1  # of an evaluation's work, which it takes however little is left to compute
 _IDLE = 5  # rounds in which nothing new is found, after which nothing is left
 _HUGE = 1e100  # beyond which squares of scores have no room
@@ -64,13 +60,10 @@ class Fn3:
         )
 
     def rounds(self, problem: Problem) -> Rounds:
-        """Yield even shares of every unit, random steps down from all, then candidates."""
+        """Yield even shares of every unit, then candidates."""
         search = _Search(problem, self.window)
         left = min(problem.left, self.evaluations)
         yield from search.score(search.even(min(_EVEN, max(3, left // 6))))
-        thinned = search.thinned(left // _THINNED)
-        for start in range(0, len(thinned), self.candidates):
-            yield from search.score(thinned[start : start + self.candidates])
         idle = 0
         while idle < _IDLE and search.scores:
             left = min(problem.left, self.evaluations - len(search.scores))
@@ -89,12 +82,13 @@ class _Search:
         self._rows: list[Rows] = []
         self._known_costs: list[float] = []
         self._whole: list[bool] = []
+        self._samples: list[Samples] = []
         self._problem, self._genes = problem, Genes(problem.space)
         self._full = max(1.0, problem.price(problem.space.largest()))  # some have no MACs at all
         self._most = min(1.0, problem.most / self._full)
         self._steps = np.maximum(1, np.round(window * self._genes.most)).astype(np.int64)
         self._random = np.random.default_rng(problem.seed)
-        self._surrogate = Surrogate()
+        self._forecast = Forecast()
         before = [problem.before.get(unit.name, 0.0) for unit in problem.space.units]
         self._work = Work(np.array(before), self._genes.most)
 
@@ -109,22 +103,6 @@ class _Search:
         wanted = np.linspace(roots[0], roots[-1], count - 1)
         return np.concatenate([rows[:1], useful[np.abs(roots - wanted[:, None]).argmin(1)]])
 
-    def thinned(self, count: int) -> Rows:
-        """The largest subnet after random steps down, until it costs no more than a level: of use
-        for the first row, a tenth of that for the last.
-        """
-        draw, most = self._random, self._genes.most
-        levels = self._most * np.geomspace(1 - _LEAST, _LEAST, count)
-        rows, high = np.tile(most, (count, 1)), np.arange(count)
-        for _ in range(_WALK * int(most.sum())):
-            high = high[(self._costs(rows[high]) > levels[high]) & rows[high].any(1)]
-            if not len(high):
-                break
-            unit = draw.integers(len(most), size=len(high))
-            rows[high, unit] -= draw.integers(1, self._steps[unit] + 1)
-            rows[high] = rows[high].clip(0)
-        return rows
-
     def score(self, rows: Rows) -> Rounds:
         """Have new rows scored; those clearly behind the better half are stopped."""
         rows = rows[sorted(np.unique(rows, axis=0, return_index=True)[1])]
@@ -136,13 +114,14 @@ class _Search:
             answer = yield Round(subnets, (len(fresh) + 1) // 2, self._merits(costs))
         else:
             answer = yield Round(subnets)
-        told = zip(fresh, costs.tolist(), answer.values, answer.whole, strict=True)
-        for row, cost, value, entire in told:
-            if value is not None:
+        told = zip(fresh, costs.tolist(), answer.values, answer.whole, answer.samples, strict=True)
+        for row, cost, value, entire, samples in told:
+            if value is not None and samples is not None:
                 self._rows.append(row)
                 self._known_costs.append(cost)
                 self.scores.append(min(max(value, -_HUGE), _HUGE))
                 self._whole.append(entire)
+                self._samples.append(samples.clip(-_HUGE, _HUGE))
         self._work.note(fresh)
 
     def _merits(self, costs: Floats) -> list[Merit]:
@@ -151,8 +130,13 @@ class _Search:
 
     def promising(self, count: int) -> Rows:
         """The new rows by which the area under the front is likely to grow most for their work."""
-        latest = np.array(self._rows[-_FITTED:])
-        self._surrogate.fit(self._features(latest), np.array(self.scores[-_FITTED:]))
+        latest = slice(-_FITTED, None)
+        self._forecast.fit(
+            self._features(np.array(self._rows[latest])),
+            np.array(self.scores[latest]),
+            np.array(self._samples[latest]),
+            np.array(self._whole[latest]),
+        )
         found = self._candidates()
         fresh = found.at(self._unscored(found.rows) & (found.costs <= self._most))
         return fresh.rows[self._chosen(fresh, count)]
@@ -161,22 +145,21 @@ class _Search:
         """Places of rows, each chosen by what it adds to those before it: in turns by the growth
         that is likely, and by the growth on average if noise may lift any of them.
         """
-        rows, costs, means, deviations = guesses
-        spread = np.hypot(deviations, self._surrogate.noise)
+        rows, costs, means, likely, spreads = guesses
         stairs, prints = self._stairs(), self._work.prints(rows)
         left, open_ = self._work.left(prints), np.ones(len(rows))
         chosen: list[int] = []
         while len(chosen) < min(count, len(rows)):
-            growth = open_ * stairs.growth(costs, guesses.likely)
+            growth = open_ * stairs.growth(costs, likely)
             if len(chosen) % 2 or not growth.any():
-                growth = open_ * stairs.expected_growth(costs, means, spread)
+                growth = open_ * stairs.expected_growth(costs, means, spreads)
             worth = growth / (_OVERHEAD + left)
             place = int(worth.argmax())
             if worth[place] <= 0:
                 break
             chosen.append(place)
             open_[place] = 0
-            stairs = stairs.with_point(costs[place], guesses.likely[place])
+            stairs = stairs.with_point(costs[place], likely[place])
             left = np.minimum(left, self._work.left_after(prints, place))
         return chosen
 
@@ -208,7 +191,7 @@ class _Search:
         return np.clip(np.choose(kind, [stepped, traded, mixed]), 0, most)
 
     def _guesses(self, rows: Rows) -> _Guesses:
-        return _Guesses(rows, self._costs(rows), *self._surrogate.predict(self._features(rows)))
+        return _Guesses(rows, self._costs(rows), *self._forecast.at(self._features(rows)))
 
     def _features(self, rows: Rows) -> Floats:
         """Halving a unit counts the same wherever it starts, until next to nothing is left."""
@@ -234,21 +217,17 @@ class _Search:
 
 
 class _Guesses(NamedTuple):
-    """Rows, what they cost, and the mean and deviation of what they may score."""
+    """Rows, what they cost, and what they may score, as :class:`Foretold` has it."""
 
     rows: Rows
     costs: Floats
     means: Floats
-    deviations: Floats
-
-    @property
-    def likely(self) -> Floats:
-        """Scores as an optimist sees them."""
-        return self.means + _OPTIMISM * self.deviations
+    likely: Floats
+    spreads: Floats
 
     def at(self, which: NDArray[np.bool_]) -> _Guesses:
-        rows, costs, means, deviations = self
-        return _Guesses(rows[which], costs[which], means[which], deviations[which])
+        rows, *columns = self
+        return _Guesses(rows[which], *(column[which] for column in columns))
 
     def joined(self, other: _Guesses) -> _Guesses:
         pairs: Any = zip(self, other, strict=True)

@@ -20,6 +20,7 @@ __all__ = ["Surrogate"]
 _CONSTANT = 10.0  # variance of the common level
 _GROWN = 1.25  # times as many values as when the settings were last found: they are found again
 _STEPS, _RATE = 40, 0.1  # of Adam
+_DISTINCT = 10  # columns of values that settings are judged by, at most: they say much the same
 _JUDGED = 256  # values that settings are judged by, at most: the time grows with their cube
 _ROOT5 = math.sqrt(5)
 
@@ -44,10 +45,13 @@ class Surrogate:
         self._settled = 0
 
     def fit(self, points: Floats, values: Floats) -> None:
-        """Take over ``values`` seen at ``points``, one a row, in place of what was known."""
+        """Take over ``values`` seen at ``points``, one a row, in place of what was known.
+
+        Several columns of values are of quantities that vary alike, each around its own mean.
+        """
         self._points, seen = torch.as_tensor(points), torch.as_tensor(values)
-        self._mean = float(seen.mean())
-        self._spread = max(float(seen.std(correction=0)), 1e-12)
+        self._mean = seen.mean(0)
+        self._spread = max(float(seen.var(0, correction=0).mean().sqrt()), 1e-12)
         target = (seen - self._mean) / self._spread
         if self._settings is None:
             self._settings = _Settings(self._points.shape[1])
@@ -56,7 +60,9 @@ class Surrogate:
             self._settings.settle(self._points[some], target[some])
             self._settled = len(target)
         self._lower = _factor(self._settings.covariance(self._points))
-        self._weights = torch.cholesky_solve(target[:, None], self._lower)[:, 0]
+        columns = target.reshape(len(target), -1)
+        weights = torch.cholesky_solve(columns, self._lower).reshape(target.shape)
+        self._weights = weights if weights.ndim == 1 else weights.float()  # of many: half the time
 
     @property
     def noise(self) -> float:
@@ -65,14 +71,22 @@ class Surrogate:
         return self._spread * math.sqrt(self._settings.noise)
 
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
-        """Return mean and standard deviation at each of ``points``."""
+        """Return mean and standard deviation at each of ``points``, the latter for all columns."""
         assert self._settings is not None, "fit comes first"
         asked = torch.as_tensor(points)
         between = self._settings.between(asked, self._points)
         known = torch.linalg.solve_triangular(self._lower, between.T, upper=False)
         variance = (self._settings.alone(asked) - (known * known).sum(0)).clamp_min(0)
-        means = self._mean + self._spread * (between @ self._weights)
+        means = self._mean + self._spread * (between.to(self._weights.dtype) @ self._weights)
         return means.numpy(), (self._spread * variance.sqrt()).numpy()
+
+    def left_out(self) -> tuple[Floats, Floats]:
+        """How far each value seen lies above what the others predict there, and the standard
+        deviation of that (Rasmussen and Williams, 2006, section 5.4.2).
+        """
+        sure = torch.cholesky_inverse(self._lower).diagonal()
+        above = self._weights / sure.reshape(-1, *[1] * (self._weights.ndim - 1))
+        return (self._spread * above).numpy(), (self._spread * sure.rsqrt()).numpy()
 
 
 class _Settings:
@@ -88,10 +102,14 @@ class _Settings:
         self._logs = self._usual.clone()
 
     def settle(self, points: Tensor, target: Tensor) -> None:
-        """Move towards what is most likely for ``target``."""
+        """Move towards what is most likely for ``target``, the columns of which weigh the same."""
+        columns = target.reshape(len(target), -1)
+        count = columns.shape[1]
+        if count > len(columns):  # fewer columns of the same products take less time
+            columns = torch.linalg.qr(columns.T, mode="r").R.T
         adam = torch.optim.Adam([self._logs], lr=_RATE)
         for _ in range(_STEPS):
-            self._logs.grad = self._gradient(points, target)
+            self._logs.grad = self._gradient(points, columns, count)
             adam.step()
 
     def between(self, a: Tensor, b: Tensor) -> Tensor:
@@ -124,12 +142,17 @@ class _Settings:
         matern, linear, noise = self._logs[-3:].exp().tolist()
         return matern, linear, noise
 
-    def _gradient(self, points: Tensor, target: Tensor) -> Tensor:
-        """Of the negative logarithm of the posterior likelihood, in the logarithms."""
+    def _gradient(self, points: Tensor, columns: Tensor, count: int) -> Tensor:
+        """Of the negative logarithm of the posterior likelihood, in the logarithms.
+
+        The likelihood of ``count`` columns that have the products of these, to the power by which
+        no more than ``_DISTINCT`` count.
+        """
         matern, linear, noise = self._variances()
         inverse = torch.cholesky_inverse(_factor(self.covariance(points)))
-        weights = inverse @ target
-        slack = (inverse - torch.outer(weights, weights)) / 2  # what the likelihood's slope goes by
+        weights = inverse @ columns
+        # What the likelihood's slope goes by, for a column.
+        slack = (inverse - weights @ weights.T / count) / 2 * min(count, _DISTINCT)
         distance = _ROOT5 * torch.cdist(points * self._scales(), points * self._scales())
         fall = torch.exp(-distance)
         smooth = (1 + distance + distance**2 / 3) * fall

@@ -1,0 +1,118 @@
+"""What subnets are likely to score, foretold sample by sample where each one is a hit or a miss.
+
+A share of hits is hard to foretell: it is a single number, bounded, and flat where nearly all are
+hits. Whether one sample is hit is decided by a margin that goes on beyond the bound, and samples
+are many. So a Gaussian process is fitted to all of them at once, with the same covariance. What it
+foretells is stretched, as it shrinks what it is not sure of, cut off at hit and miss, and only then
+averaged. How far that is off shows where each subnet in turn is left out; where a process fitted to
+the scores themselves is off by much less, that one foretells.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nestify.explore.methods.surrogate import Surrogate
+
+__all__ = ["Forecast", "Foretold"]
+
+_STRETCH = 1.6
+_WORSE = 1.5  # times what the other one is off by: more, and it is the other that foretells
+_NORMAL = 0.6745  # the median of how far a standard normal lies from 0
+_ROOM = 1 << 22  # numbers at a time
+_RAISED, _RAISED_EACH = 1.0, 0.5  # standard deviations by which an optimist raises means
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+class Foretold(NamedTuple):
+    """The mean of what each point may score, that mean as an optimist sees it, and the standard
+    deviation of the score.
+    """
+
+    means: Floats
+    likely: Floats
+    spreads: Floats
+
+
+class Forecast:
+    """Foretells scores from those seen before.
+
+    Example:
+        >>> import numpy as np
+        >>> x, easy = np.linspace(0, 1, 9)[:, None], np.linspace(0, 1, 50)
+        >>> hits = (x > easy).astype(float)
+        >>> forecast = Forecast()
+        >>> forecast.fit(x, hits.mean(1), hits, np.ones(9, bool))
+        >>> bool(abs(forecast.at(np.array([[0.55]])).means[0] - 0.55) < 0.05)
+        True
+    """
+
+    def __init__(self) -> None:
+        self._whole, self._each = Surrogate(), Surrogate()
+        self._hits: _Hits | None = None
+
+    def fit(self, points: Floats, scores: Floats, samples: Floats, whole: Bools) -> None:
+        """Take over the scores seen at ``points`` in place of those known before.
+
+        ``samples`` has a row for each: the scores of single samples, which scores are the means of,
+        or estimates of them where the row is not one of the ``whole``.
+        """
+        low, high = samples[whole].min(), samples[whole].max()
+        two = bool(((samples == low) | (samples == high))[whole].all())
+        samples = samples.clip(low, high)
+        differ = bool(np.ptp(samples, axis=0).any())
+        self._hits = None
+        self._whole.fit(points, scores)
+        if two and differ and samples.shape[1] > 1:
+            hits = _Hits(self._each, points, samples)
+            if hits.off < _WORSE * np.median(np.abs(self._whole.left_out()[0])):
+                self._hits = hits
+
+    def at(self, points: Floats) -> Foretold:
+        """What each of ``points`` is likely to score."""
+        if self._hits is not None:
+            return self._hits.at(points)
+        means, deviations = self._whole.predict(points)
+        spreads = np.hypot(deviations, self._whole.noise)
+        return Foretold(means, means + _RAISED * deviations, spreads)
+
+
+class _Hits:
+    """A process fitted to rows of hits and misses; those that are alike in all rows are set.
+
+    Half of the scores seen lie within ``off`` of what all others foretell there.
+    """
+
+    def __init__(self, process: Surrogate, points: Floats, samples: Floats) -> None:
+        self._low, self._width = float(samples.min()), float(np.ptp(samples))
+        shares = (samples - self._low) / self._width
+        open_ = np.ptp(shares, axis=0) > 0
+        self._set, self._count = float(shares[0, ~open_].sum()), samples.shape[1]
+        process.fit(points, shares[:, open_])
+        above, deviations = process.left_out()
+        off = np.abs(self._means(shares[:, open_] - above) - samples.mean(1))
+        self.off = float(np.median(off))
+        self._process, self._scale = process, float(np.median(off / deviations)) / _NORMAL
+
+    def at(self, points: Floats) -> Foretold:
+        rows = max(1, _ROOM // self._count)
+        parts = [self._part(points[i : i + rows]) for i in range(0, len(points), rows)]
+        return Foretold(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def _part(self, points: Floats) -> Foretold:
+        shares, deviations = self._process.predict(points)
+        means, spreads = self._means(shares), np.hypot(deviations, self._process.noise)
+        raised = means + _RAISED_EACH * self._scale * deviations
+        return Foretold(means, raised, self._scale * spreads)
+
+    def _means(self, shares: Floats) -> Floats:
+        """The means over all samples of what was foretold of open ones."""
+        hits = torch.as_tensor(shares - 0.5).mul_(_STRETCH).add_(0.5).clamp_(0, 1)
+        total = hits.sum(1, dtype=torch.float64).numpy() + self._set
+        return self._low + self._width * total / self._count
