@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _LANES = 8
-_WIDE = 24  # channels of a merged group: the zeros of wider ones take more time than they save
+_WIDE, _WIDEST = 24, 32  # channels of a merged group: best at most, and where all go into one
 
 
 def is_contiguous_map(value: Any) -> bool:
@@ -69,7 +69,8 @@ def merged_groups(weight: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]
     """The weight and the groups to run a convolution on maps with their channels last.
 
     Kernels work on 8 channels of a group at once. Where groups are narrower, several in one with
-    zeros between them take less time; others are handed back.
+    zeros between them take less time; others are handed back, and depthwise ones, which have
+    kernels of their own.
 
     >>> weight, groups = merged_groups(torch.ones(16, 2, 3, 3), 8)
     >>> weight.shape, groups, int(weight.sum())
@@ -77,7 +78,9 @@ def merged_groups(weight: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]
     """
     outputs, inputs, *kernel = weight.shape
     fit = [n for n in range(2, _WIDE // inputs + 1) if groups % n == 0]
-    if not fit or not 1 < inputs < _LANES:
+    if not fit and 1 < groups <= _WIDEST // inputs:
+        fit = [groups]
+    if not fit or inputs >= _LANES or (inputs == 1 and outputs == groups):
         return weight, groups
     each, left = fit[-1], groups // fit[-1]
     blocks = weight.reshape(left, each, outputs // groups, inputs, *kernel)
