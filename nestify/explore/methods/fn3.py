@@ -2,13 +2,13 @@
 
 What stays of Algorithm 1: from the best subnets known, candidates are made by steps within a window
 dp of a unit, C of them are scored, and the best go on. What differs: it does not go down from the
-largest subnet block by block, but begins with even shares of every unit, and the whole front of
-score and cost goes on in place of K trajectories. Candidates also trade steps of two units, and mix
-two subnets. And few are scored: a Gaussian process, fitted to the scores so far, foretells some
-thousand a round. In turns that one is scored by which the area under the front is likely to grow
-most, and the one by which it grows most on average: what the process takes for noise lifts one or
-the other subnet above the front. Growth counts by the work that it takes, of which subnets that
-begin alike share a part.
+largest subnet block by block, but begins with even shares of every unit and some random steps down,
+which tell units apart, and the whole front of score and cost goes on in place of K trajectories.
+Candidates also trade steps of two units, and mix two subnets. And few are scored: a Gaussian
+process, fitted to the scores so far, foretells some thousand a round. In turns that one is scored
+by which the area under the front is likely to grow most, and the one by which it grows most on
+average: what the process takes for noise lifts one or the other subnet above the front. Growth
+counts by the work that it takes, of which subnets that begin alike share a part.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from nestify.valid import real, whole
 __all__ = ["Fn3"]
 
 _EVEN = 16  # even shares to begin with, at most a sixth of the evaluations
+_THINNED = 16  # one in so many of the evaluations begins with random steps down
+_LEAST = 0.1  # of the cost, where the last of these ends
+_WALK = 4  # steps down for each that there is, at most
 _GENERATIONS = 4  # of candidates, each from the likely front of the last, before any is scored
 _CHILDREN = 512  # a generation
 _OVERHEAD = 0.1  # of an evaluation's work, which it takes however little is left to compute
@@ -60,10 +63,13 @@ class Fn3:
         )
 
     def rounds(self, problem: Problem) -> Rounds:
-        """Yield even shares of every unit, then candidates."""
+        """Yield even shares of every unit, random steps down from all, then candidates."""
         search = _Search(problem, self.window)
         left = min(problem.left, self.evaluations)
         yield from search.score(search.even(min(_EVEN, max(3, left // 6))))
+        thinned = search.thinned(left // _THINNED)
+        for start in range(0, len(thinned), self.candidates):
+            yield from search.score(thinned[start : start + self.candidates])
         idle = 0
         while idle < _IDLE and search.scores:
             left = min(problem.left, self.evaluations - len(search.scores))
@@ -102,6 +108,22 @@ class _Search:
         useful, roots = rows[costs <= self._most], costs[costs <= self._most] ** 0.5
         wanted = np.linspace(roots[0], roots[-1], count - 1)
         return np.concatenate([rows[:1], useful[np.abs(roots - wanted[:, None]).argmin(1)]])
+
+    def thinned(self, count: int) -> Rows:
+        """The largest subnet after random steps down, until it costs no more than a level: of use
+        for the first row, a tenth of that for the last.
+        """
+        draw, most = self._random, self._genes.most
+        levels = self._most * np.geomspace(1 - _LEAST, _LEAST, count)
+        rows, high = np.tile(most, (count, 1)), np.arange(count)
+        for _ in range(_WALK * int(most.sum())):
+            high = high[(self._costs(rows[high]) > levels[high]) & rows[high].any(1)]
+            if not len(high):
+                break
+            unit = draw.integers(len(most), size=len(high))
+            rows[high, unit] -= draw.integers(1, self._steps[unit] + 1)
+            rows[high] = rows[high].clip(0)
+        return rows
 
     def score(self, rows: Rows) -> Rounds:
         """Have new rows scored; those clearly behind the better half are stopped."""
