@@ -11,9 +11,9 @@ of guessing, as a share of the whole rectangle.
 The literal ``algorithm1`` is FN3's Algorithm 1 to the letter: one block a step, every candidate
 evaluated as a plain loop does, nothing reused, images in the layout that they have. All others run
 as they ship, the second ``algorithm1`` too: activations that subnets share are kept, and images run
-with their channels last. All score on all images. On a third network every subnet is scored, which
-gives the true front. One process, one thread, one method after the other; seconds are of processor
-time, which other load on the machine hardly changes.
+with their channels last. All are told of each image whether it is right, in one batch. On a third
+network every subnet is scored, which gives the true front. One process, one thread, one method
+after the other; seconds are of processor time, which other load on the machine hardly changes.
 
 The more subnets a search scores, the more of its front is luck: the best of many scores that differ
 by chance. ``--unseen`` searches on one half of the images, and scores the fronts on the other: that

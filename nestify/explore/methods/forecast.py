@@ -20,7 +20,7 @@ from nestify.explore.methods.surrogate import Surrogate
 
 __all__ = ["Forecast", "Foretold"]
 
-_STRETCH = 1.6
+_STRETCH = 1.6  # undoes about what a process that has seen some hundred subnets shrinks
 _WORSE = 1.5  # times what the other one is off by: more, and it is the other that foretells
 _NORMAL = 0.6745  # the median of how far a standard normal lies from 0
 _ROOM = 1 << 22  # numbers at a time
