@@ -104,6 +104,16 @@ def test_parts_of_a_row_of_points_are_foretold_alike(monkeypatch: pytest.MonkeyP
     x = points(60)
     made = fitted(x[:40], hits(x[:40]))
     together = made.at(x)
-    monkeypatch.setattr(module, "_ROOM", 7 * SAMPLES)
+    monkeypatch.setattr(module, "_ROOM", 7 * module._MOST)
     for one, other in zip(together, made.at(x), strict=True):
         assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_some_of_many_samples_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = points(160)
+    seen, unseen = x[:60], x[60:]
+    samples = np.concatenate([hits(seen), np.ones((60, 50)), np.zeros((60, 25))], axis=1)
+    share, most = 300 / 375, 100
+    monkeypatch.setattr(module, "_MOST", most)
+    found = (fitted(seen, samples).at(unseen).means - 50 / 375) / share
+    assert error(found, unseen) < 1.5 * error(fitted(seen, hits(seen)).at(unseen).means, unseen)

@@ -23,6 +23,7 @@ __all__ = ["Forecast", "Foretold"]
 _STRETCH = 1.6  # undoes about what a process that has seen some hundred subnets shrinks
 _WORSE = 1.5  # times what the other one is off by: more, and it is the other that foretells
 _NORMAL = 0.6745  # the median of how far a standard normal lies from 0
+_MOST = 2048  # samples that stand for all that are open: the time grows with them
 _ROOM = 1 << 22  # numbers at a time
 _RAISED, _RAISED_EACH = 1.0, 0.5  # standard deviations by which an optimist raises means
 
@@ -92,16 +93,18 @@ class _Hits:
     def __init__(self, process: Surrogate, points: Floats, samples: Floats) -> None:
         self._low, self._width = float(samples.min()), float(np.ptp(samples))
         shares = (samples - self._low) / self._width
-        open_ = np.ptp(shares, axis=0) > 0
-        self._set, self._count = float(shares[0, ~open_].sum()), samples.shape[1]
-        process.fit(points, shares[:, open_])
+        differ = np.ptp(shares, axis=0) > 0
+        open_ = np.flatnonzero(differ)
+        self._open, self._set = len(open_) / len(differ), shares[0, ~differ].sum() / len(differ)
+        some = shares[:, open_[:: -(-len(open_) // _MOST)]]
+        process.fit(points, some)
         above, deviations = process.left_out()
-        off = np.abs(self._means(shares[:, open_] - above) - samples.mean(1))
+        off = np.abs(self._means(some - above) - samples.mean(1))
         self.off = float(np.median(off))
         self._process, self._scale = process, float(np.median(off / deviations)) / _NORMAL
 
     def at(self, points: Floats) -> Foretold:
-        rows = max(1, _ROOM // self._count)
+        rows = _ROOM // _MOST
         parts = [self._part(points[i : i + rows]) for i in range(0, len(points), rows)]
         return Foretold(*map(np.concatenate, zip(*parts, strict=True)))
 
@@ -112,7 +115,7 @@ class _Hits:
         return Foretold(means, raised, self._scale * spreads)
 
     def _means(self, shares: Floats) -> Floats:
-        """The means over all samples of what was foretold of open ones."""
+        """The means over all samples, of what was foretold of open ones."""
         hits = torch.as_tensor(shares - 0.5).mul_(_STRETCH).add_(0.5).clamp_(0, 1)
-        total = hits.sum(1, dtype=torch.float64).numpy() + self._set
-        return self._low + self._width * total / self._count
+        means = hits.mean(1, dtype=torch.float64).numpy()
+        return self._low + self._width * (self._set + self._open * means)
