@@ -17,11 +17,7 @@ torch.set_num_threads(1)
 # draws the same models each time, so that a red run is a change's doing; the campaign looks for
 # new ones.
 settings.register_profile(
-    "suite",
-    deadline=None,
-    derandomize=True,
-    max_examples=50,  # of the time of hypothesis' 100 the campaign makes better use
-    suppress_health_check=[HealthCheck.too_slow],
+    "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile(
     "campaign",

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
 from nestify.errors import UsageError
 from nestify.explore.codeprints import codeprint
+from nestify.explore.rounds import Samples
 from nestify.recognition import Snapshot, bits, place, readable
 from nestify.trees import modules_in
 from nestify.usercode import kind_of, user_code
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from nestify.nested import NestedModel
     from nestify.space import Subnet
 
-__all__ = ["Evaluator", "Samples"]
-
-Samples = NDArray[np.float64]
+__all__ = ["Evaluator"]
 
 # What conversion raises: of other types and texts, of numbers too large, of tensors without values.
 _NO_NUMBERS = (TypeError, ValueError, OverflowError, RuntimeError)

@@ -24,7 +24,8 @@ from nestify.processes import end_with_parent
 from nestify.valid import Valid, check, whole
 
 if TYPE_CHECKING:
-    from nestify.explore.evaluators import Evaluator, Samples
+    from nestify.explore.evaluators import Evaluator
+    from nestify.explore.rounds import Samples
     from nestify.space import Subnet
 
 __all__ = ["WORKERS", "Executor", "Result", "Task", "check_workers", "executor"]

@@ -14,8 +14,8 @@ from nestify.explore.racing import behind, stages
 from nestify.explore.rounds import Round, Scores
 
 if TYPE_CHECKING:
-    from nestify.explore.evaluators import Samples
     from nestify.explore.executors import Executor
+    from nestify.explore.rounds import Samples
     from nestify.explore.storage import Storage
     from nestify.space import Subnet
 
@@ -85,7 +85,7 @@ class Ledger:
         for subnet in racing:
             self._note(subnet)
         samples = [self._estimates(subnet, racing) for subnet in asked.subnets]
-        values = [self._value(*pair) for pair in zip(asked.subnets, samples, strict=True)]
+        values = [None if found is None else float(found.mean()) for found in samples]
         return Scores(values, [subnet in self.scores for subnet in asked.subnets], samples)
 
     def _run(self, tasks: Sequence[Task]) -> None:
@@ -140,11 +140,6 @@ class Ledger:
             self._total = len(samples)
             self.scores[subnet] = float(samples.mean())
 
-    def _value(self, subnet: Subnet, samples: Samples | None) -> float | None:
-        if subnet in self.scores or samples is None:
-            return self.scores.get(subnet)
-        return float(samples.mean())
-
     def _estimates(self, subnet: Subnet, finished: Sequence[Subnet]) -> Samples | None:
         """The scores of all samples; of a subnet that was stopped, estimates of those left out.
 
@@ -152,6 +147,8 @@ class Ledger:
         tells, and how much they are ahead on the others.
         """
         parts = range(self._stages[-1].stop)
+        if subnet in self.scores:
+            return self._samples(subnet, parts.stop)
         known = [part for part in parts if Task(subnet, part) in self._known]
         if subnet not in self.begun or not known:
             return None

@@ -12,14 +12,9 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nestify.explore.rounds import Merit
+from nestify.explore.rounds import Merit, Samples
 
 __all__ = ["behind", "stages"]
-
-Samples = NDArray[np.float64]
 
 _RISK = 0.01  # of a round in which any candidate is stopped that would have been kept
 _LEAST = 16  # samples, below which nobody is judged

@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 from nestify.space import SearchSpace, Subnet
 from nestify.valid import Valid, check_fields
 
-__all__ = ["Merit", "Method", "Priced", "Problem", "Round", "Rounds", "Scores", "check_options"]
+__all__ = [
+    "Merit",
+    "Method",
+    "Priced",
+    "Problem",
+    "Round",
+    "Rounds",
+    "Samples",
+    "Scores",
+    "check_options",
+]
 
 Samples = NDArray[np.float64]
 Priced = Sequence[Subnet] | Mapping[str, NDArray[np.int64]]  # or columns of sizes, by unit

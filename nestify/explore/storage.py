@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nestify.errors import ArtifactError, UsageError
+from nestify.explore.rounds import Samples
 
 if TYPE_CHECKING:
     from nestify.space import Subnet
 
 __all__ = ["Storage", "stored_scores"]
-
-Samples = NDArray[np.float64]
 
 _APPLICATION = 0x4E455354  # "NEST", in the header of the file
 _VERSION = 1
