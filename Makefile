@@ -36,7 +36,7 @@ type: $(READY)           ## pyright, strict
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 unit: $(READY)           ## pytest, all but the campaigns and most of the zoo
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 coverage: $(READY)       ## pytest with branch coverage of nestify, passes and targets
 	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term-missing
