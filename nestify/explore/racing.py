@@ -23,6 +23,7 @@ _LEAST = 16  # samples, below which nobody is judged
 def behind(samples: Sequence[Samples], merits: Sequence[Merit], keep: int, total: int) -> set[int]:
     """The candidates whose merit lies below that of the ``keep``-th best, with confidence.
 
+    >>> import numpy as np
     >>> good, bad = np.ones(100), np.zeros(100)
     >>> behind([good, bad, bad], [Merit()] * 3, 1, 1000)
     {1, 2}
