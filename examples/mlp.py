@@ -7,6 +7,7 @@ closely it follows the full one. This file defines what nestify uses when it is 
 
 - ``evaluate(model) -> float``, higher is better: here the accuracy on held-out data. ``plan``
   calls it for each subnet it tries; every row of its table is a network that was really run.
+  (``evaluate(model, batch)``, the score of each sample, goes with ``batches``.)
 - ``calibration``, batches of inputs with which a subnet's statistics are re-estimated where it
   has any.
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from nestify.capture import source_line
@@ -126,7 +125,7 @@ class BatchStatistics:
         self._counts: dict[str, int] = {}
 
     def _norm(self, node: fx.Node, args: list[Any]) -> torch.Tensor:
-        x, weight, bias, mean, var, _, _, eps, _ = args
+        x, weight, bias, mean, _, _, _, eps, cudnn = args
         if x.numel() == x.shape[1]:
             line = source_line(node)
             raise UsageError(
@@ -134,9 +133,9 @@ class BatchStatistics:
                 f"channel in a calibration batch, {tuple(x.shape)}, which has no variance; pass "
                 "larger batches"
             )
-        moments = Moments(node, mean.new_zeros(mean.shape), var.new_zeros(var.shape))
-        self.batch.append(moments)
-        return F.batch_norm(x, moments.mean, moments.var, weight, bias, True, 1.0, eps)
+        mean, var = mean.new_zeros((2, *mean.shape)).unbind()  # one piece of memory: a call less
+        self.batch.append(Moments(node, mean, var))
+        return torch.batch_norm(x, weight, bias, mean, var, True, 1.0, eps, cudnn)
 
     def close_batch(self) -> None:
         """Add the statistics of a batch to the averages, in which all calls of a module count."""

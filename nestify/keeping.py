@@ -110,8 +110,8 @@ def _checked(
             "for one subnet, pass a list of it: [subnet]"
         )
     for name, column in found.items():
-        for size in np.unique(column).tolist():
-            space.validate({name: size})
+        for size in set(column.tolist()):
+            space.validate(Subnet({name: size}))
     return found, lengths.pop()
 
 

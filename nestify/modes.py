@@ -90,14 +90,14 @@ def left_as_found(model: nn.Module) -> Generator[None]:
 @contextlib.contextmanager
 def in_eval(model: nn.Module) -> Generator[None]:
     """Put every module in eval for a block of code, and back in its own mode after it."""
-    modes = [(module, module.training) for module in modules_in(model)]
+    training = [module for module in modules_in(model) if module.training]
     try:
-        for module, _ in modes:
+        for module in training:
             module.training = False
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import neg
 
 
 def pareto(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
@@ -13,7 +14,7 @@ def pareto(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
         [1, 0]
     """
     front: list[int] = []
-    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
+    for _, _, i in sorted(zip(costs, map(neg, scores), range(len(costs)), strict=True)):
         same = bool(front) and (costs[i], scores[i]) == (costs[front[-1]], scores[front[-1]])
         if not front or same or scores[i] > scores[front[-1]]:
             front.append(i)

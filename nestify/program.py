@@ -19,6 +19,7 @@ from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.dims import Dim, Expr, all_dims, resolve
 from nestify.errors import UsageError
 from nestify.extract import norm_paths
+from nestify.folding import folds_of
 from nestify.groups import Graph
 from nestify.inputs import call_in_words
 from nestify.layouts import reads_in_order
@@ -47,7 +48,7 @@ class Program:
         self.inputs = [n for n in graph.nodes if n.op == "placeholder"]
         self.attrs = [n for n in graph.nodes if n.op == "get_attr"]
         self.room = Room(graph)
-        self._batch = graph.batch
+        self._batch = graph.batch if _spells(graph, graph.batch) else None
         ops = {call.op for call in graph.calls.values()}
         self.images = "conv2d" in ops and not ops & STRIDED
         last = {source: node for node in graph.nodes for source in node.all_input_nodes}
@@ -66,6 +67,8 @@ class Program:
             for node in graph.calls
             if op_name(node.target) == "nestify::stochastic"
         }
+        blocks = {node: blocks_of(node) for node in graph.nodes if blocks_of(node)}
+        folds = folds_of(graph.capture.graph, self.slots)
         self.frame = Frame(
             self.slots,
             self.inputs,
@@ -73,8 +76,9 @@ class Program:
             dict.fromkeys(written(graph), False)
             | dict.fromkeys(written(graph, in_eval=True), True),
             {node for node in graph.nodes if reads_in_order(node)},
-            {node: self._placeless(blocks_of(node)) for node in graph.nodes if blocks_of(node)},
+            {node: self._placeless(inside) for node, inside in blocks.items()},
             frozenset(followed),
+            {node: fold for node, fold in folds.items() if not {node, fold.norm} & blocks.keys()},
         )
         alike: dict[Dims, Dims] = {}  # the tensors of a norm are cut alike: worked out once
         self._tensors = [
@@ -140,7 +144,9 @@ class Program:
         return pytree.tree_leaves((capture.example_inputs, dict(capture.example_kwargs)))
 
     def batch_size(self, flat: Sequence[Any]) -> int:
-        """The batch size of these inputs; 0 where the graph has no batch."""
+        """The batch size of these inputs; 0 where no call has it among its arguments."""
+        if self._batch is None:
+            return 0
         batched = self.graph.capture.batched
         sizes = (v.shape[0] for n, v in zip(self.inputs, flat, strict=True) if n.name in batched)
         return next(sizes, 0)
@@ -298,6 +304,12 @@ class _Kept:
                 self._known.clear()
             self._known[sizes] = found
         return found
+
+
+def _spells(graph: Graph, dim: Dim | None) -> bool:
+    """Whether the size of ``dim`` is among the arguments of a call."""
+    literals = pytree.tree_leaves([list(call.literals.values()) for call in graph.calls.values()])
+    return dim in all_dims(e for e in literals if e is not None and not isinstance(e, int))
 
 
 def _cut(dims: Dims, kept: Sequence[_Kept], keep: Keep, room: Keep) -> tuple[Plan, Sequence[int]]:

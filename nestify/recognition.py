@@ -260,8 +260,9 @@ def readable(tensor: torch.Tensor) -> bool:
 def _words(tensor: torch.Tensor) -> torch.Tensor:
     """The bits of a tensor as integers, in the order of memory where it has no gaps."""
     tensor = tensor.detach()
-    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
-    flat = tensor.permute(order).reshape(-1).contiguous()
+    if not tensor.is_contiguous():
+        tensor = tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+    flat = tensor.reshape(-1).contiguous()
     size = flat.element_size()
     start, length = flat.storage_offset() * size, flat.numel() * size
     widths = (w for w in _WORDS if not start % w.itemsize and not length % w.itemsize)

@@ -44,6 +44,7 @@ class Reuse:
         self.weights = Weights(cuts.first_reads)
         self.writers = {node for node in cuts.slots if any(written_operands(node))}
         self.hits = self.misses = self.steps_run = self.steps_skipped = 0
+        self._ready: tuple[Hashable, dict[int, Any]] = None, {}
 
     @property
     def bytes_held(self) -> int:
@@ -54,6 +55,7 @@ class Reuse:
         """Drop all that is kept."""
         self.states.drop_where(lambda _: True)
         self.weights = Weights(self.cuts.first_reads)
+        self._ready = None, {}
 
     def run(
         self,
@@ -77,6 +79,11 @@ class Reuse:
             return run.finish()
         if changed != UNCHANGED:
             self.states.drop_where(lambda state: state.place >= changed)
+        if not self.cuts.lends:  # whoever gets a slice may write into it
+            slices = bound, run.turned, torch.is_inference_mode_enabled()
+            if changed != UNCHANGED or self._ready[0] != slices:
+                self._ready = slices, {}
+            run.ready = self._ready[1]
         return _Pass(self, run, look, tokens, norms).outputs()
 
 
@@ -145,12 +152,15 @@ class _Pass:
         values = {slot: self.run.env[slot] for slot in mark.slots}
         if not self.states.wants((self.look.key, key)) or not all(map(_is_plain, values.values())):
             return
-        values = {slot: self._copied(value) for slot, value in values.items()}
         if self.inputs is None:
             self.inputs = Inputs.copy(self.look)
         storages = dict(self._shared_storages(self.inputs))
-        for value in values.values():
-            storages.update(storages_of(value))
+        for slot, value in values.items():
+            found = storages_of(value)
+            if not self.given.isdisjoint(found):
+                values[slot] = value = self._copied(value)
+                found = storages_of(value)
+            storages |= found
         for address in storages.keys() & self.reuse.weights.addresses:
             del storages[address]
         moments = tuple(self.moments)

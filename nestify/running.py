@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from nestify.autocasting import Block, inside
+from nestify.folding import Fold, folded
 from nestify.layouts import (
     channels_last,
     contiguous,
@@ -71,7 +72,7 @@ class Frame(NamedTuple):
     ``written`` are the buffers that some call writes into, with whether one does so in eval too,
     ``ordered`` the calls that want maps with their channels first, ``blocks`` those of autocast by
     the calls in them (those without a type of devices follow the inputs), ``followed`` the modules
-    whose mode some call follows.
+    whose mode some call follows, ``folds`` the norms that convolutions can take over, by these.
     """
 
     slots: Mapping[fx.Node, int]
@@ -81,6 +82,7 @@ class Frame(NamedTuple):
     ordered: set[fx.Node]
     blocks: Mapping[fx.Node, Sequence[Block]]
     followed: frozenset[str]
+    folds: Mapping[fx.Node, Fold]
 
     def trains(self, root: nn.Module) -> bool:
         """Whether a module that some call follows is in training."""
@@ -124,8 +126,9 @@ class Run:
     """One pass on the tensors of ``root``, each module of it in its own mode.
 
     ``own`` has tensors, by name and of the full size, to use instead; ``special`` runs the calls of
-    some nodes, given their arguments, in place of the ops. ``at`` is the index of the next step,
-    ``env`` holds the values by slot.
+    some nodes, given their arguments, in place of the ops. ``ready`` holds what an earlier pass
+    made of the tensors of ``root`` alone. ``at`` is the index of the next step, ``env`` holds the
+    values by slot.
     """
 
     def __init__(
@@ -138,6 +141,7 @@ class Run:
     ) -> None:
         self.root, self.bound, self.frame = root, bound, bound.frame
         self.own, self.special = own, special
+        self.ready: dict[int, Any] = {}
         self.at = 0
         self.env: list[Any] = [None] * len(self.frame.slots)
         self.env.append(next((v.device for v in flat if isinstance(v, torch.Tensor)), None))
@@ -160,6 +164,8 @@ class Run:
         root, bound, frame, env = self.root, self.bound, self.frame, self.env
         written = self._read_tensors()
         in_training = frame.trains(root)
+        folds = {} if in_training else self._folds()
+        norms = {fold.norm for fold in folds.values()}
         for step in bound.steps[self.at :]:
             args, kwargs = step.args, step.kwargs
             if in_training and step.in_training is not None and trains(root, step.path):
@@ -167,7 +173,11 @@ class Run:
             args = [env[a.at] if a.__class__ is Slot else _fill(a, env) for a in args]
             kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()} if kwargs else {}
             yield step.node, args, kwargs
-            if step.node in frame.blocks:
+            if step.node in folds:
+                args = folded(args, folds[step.node], env)
+            if step.node in norms:
+                env[step.out] = args[0]
+            elif step.node in frame.blocks:
                 with inside(self._placed(frame.blocks[step.node])):
                     env[step.out] = self._value(step, args, kwargs)
             else:
@@ -189,6 +199,13 @@ class Run:
         if step.run is step.node.target:
             return step.run(*args, **kwargs)
         return step.run(self, step, args)
+
+    def _folds(self) -> Mapping[fx.Node, Fold]:
+        """The norms that convolutions take over in this pass: where maps are turned, as results
+        differ by rounding there anyway.
+        """
+        plain = not (self.special or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+        return self.frame.folds if self.turned and plain else _NONE
 
     def _placed(self, blocks: Sequence[Block]) -> list[Block]:
         device = self.env[-1]
@@ -217,13 +234,22 @@ class Run:
         for read in bound.tensors:
             if read.last < first:
                 continue
-            value = cut(self._full(read.name), read.plan)
-            if read.zeros:
-                value = F.pad(value, read.zeros)
-            env[read.out] = value = channels_last(value) if self.turned else value
             if read.node in writes:
+                env[read.out] = value = self._sliced(read)
                 written.append((read, value))
+            elif read.name in self.own:
+                env[read.out] = self._sliced(read)
+            else:
+                if read.out not in self.ready:
+                    self.ready[read.out] = self._sliced(read)
+                env[read.out] = self.ready[read.out]
         return written
+
+    def _sliced(self, read: Read) -> torch.Tensor:
+        value = cut(self._full(read.name), read.plan)
+        if read.zeros:
+            value = F.pad(value, read.zeros)
+        return channels_last(value) if self.turned else value
 
 
 def _write_back(full: torch.Tensor, keep: Keep, read: Read, value: torch.Tensor) -> None:
@@ -286,7 +312,10 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 def _in_groups(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
     x, weight, *others, groups = args
     if run.turned and not torch.is_grad_enabled():
-        weight, groups = merged_groups(weight, groups)
+        before, made = run.ready.get(step.out, (None, None))
+        if before is not weight:
+            before, made = run.ready[step.out] = weight, merged_groups(weight, groups)
+        weight, groups = made
     target: Any = step.node.target
     return target(x, weight, *others, groups)
 

@@ -41,7 +41,9 @@ class Source:
         model: the module.
         example_inputs: positional inputs of one forward pass; None: let the capture find some.
         example_kwargs: keyword inputs of one forward pass.
-        evaluate: ``evaluate(model) -> float``, higher is better.
+        evaluate: ``evaluate(model) -> float``, higher is better; of each sample, where it takes a
+            batch as well.
+        batches: the data of such an ``evaluate(model, batch)``.
         calibration: batches of inputs to re-estimate BatchNorm statistics with.
         reference: what the model was loaded from.
         name: a short name for files and titles.
@@ -50,7 +52,8 @@ class Source:
     model: nn.Module
     example_inputs: tuple[Any, ...] | None
     example_kwargs: Mapping[str, Any] | None
-    evaluate: Callable[[nn.Module], float] | None
+    evaluate: Callable[..., Any] | None
+    batches: Iterable[Any] | None
     calibration: Iterable[Any] | None
     reference: str
     name: str
@@ -68,7 +71,7 @@ def load_source(reference: str) -> Source:
             ``torchvision:resnet18`` or ``transformers:CONFIG_FOLDER_OR_JSON``.
 
     Returns:
-        The model with the example inputs, the evaluation and the calibration data of its file.
+        The model with the example inputs, the evaluation and the data of its file.
 
     Raises:
         UsageError: nothing is where the reference points, or there is no model in it.
@@ -123,7 +126,7 @@ def _split(reference: str) -> tuple[Path | None, str]:
 
 
 def _bare(model: nn.Module, reference: str, name: str) -> Source:
-    return Source(model, None, None, None, None, reference, name)
+    return Source(model, None, None, None, None, None, reference, name)
 
 
 def _from_file(path: Path, attribute: str, reference: str) -> Source:
@@ -181,17 +184,14 @@ def _from_module(
     module: ModuleType, attribute: str, reference: str, name: str, where: str
 ) -> Source:
     model = _as_model(_find(module, attribute, where), attribute, where)
-    evaluate: Any = getattr(module, "evaluate", None)
-    if evaluate is not None and not callable(evaluate):
-        raise UsageError(
-            f"{where}: evaluate must be a function of a model, not {kind_of(evaluate)}"
-        )
+    evaluate = getattr(module, "evaluate", None)
     return Source(
         model=model,
         example_inputs=_inputs(module, where),
         example_kwargs=_kwargs(module, where),
-        evaluate=cast("Callable[[nn.Module], float] | None", evaluate),
-        calibration=_calibration(module, where),
+        evaluate=evaluate,
+        batches=_scored_batches(module, where) if _takes_batch(evaluate, where) else None,
+        calibration=_batches(module, "calibration", where),
         reference=reference,
         name=name,
     )
@@ -230,7 +230,7 @@ def _candidates(module: ModuleType) -> list[str]:
         is_class = inspect.isclass(value) and issubclass(value, nn.Module)
         return own and (is_class or inspect.isfunction(value))
 
-    said = {"evaluate", "example_inputs", "example_kwargs", "calibration"}
+    said = {"evaluate", "batches", "example_inputs", "example_kwargs", "calibration"}
     return [
         key
         for key, value in vars(module).items()
@@ -298,14 +298,50 @@ def _kwargs(module: ModuleType, where: str) -> Mapping[str, Any] | None:
     raise UsageError(f"{where}: example_kwargs must be a dict of inputs, not {kind_of(value)}")
 
 
-def _calibration(module: ModuleType, where: str) -> Iterable[Any] | None:
-    value = _value(module, "calibration", where)
+def _takes_batch(evaluate: Any, where: str) -> bool:
+    """Whether the file's ``evaluate`` is one of a model and a batch, not of a model alone."""
+    if evaluate is None:
+        return False
+    wanted = f"{where}: evaluate must be a function of a model, or of a model and a batch"
+    if not callable(evaluate):
+        raise UsageError(f"{wanted}, not {kind_of(evaluate)}")
+    try:
+        signature = inspect.signature(evaluate)
+    except (TypeError, ValueError):  # a callable of C has no signature to read
+        return False
+    if _fits(signature, "model"):
+        return False
+    if not _fits(signature, "model", "batch"):
+        raise UsageError(f"{wanted}; it is evaluate{signature}")
+    return True
+
+
+def _fits(signature: inspect.Signature, *given: str) -> bool:
+    try:
+        signature.bind(*given)
+    except TypeError:
+        return False
+    return True
+
+
+def _scored_batches(module: ModuleType, where: str) -> Iterable[Any]:
+    found = _batches(module, "batches", where)
+    if found is None:
+        raise UsageError(
+            f"{where}: evaluate(model, batch) is called with each of `batches`, which is missing; "
+            "define it, such as a list of (images, labels), or let evaluate take the model alone"
+        )
+    return found
+
+
+def _batches(module: ModuleType, name: str, where: str) -> Iterable[Any] | None:
+    value = _value(module, name, where)
     if isinstance(value, Iterator):  # a command goes through the batches more than once
-        with user_code(f"{where}: calibration"):
+        with user_code(f"{where}: {name}"):
             return list(cast("Iterator[Any]", value))
     if value is None or isinstance(value, Iterable):
         return value
-    raise UsageError(f"{where}: calibration must be an iterable of inputs, not {kind_of(value)}")
+    raise UsageError(f"{where}: {name} must be an iterable of batches, not {kind_of(value)}")
 
 
 def _value(module: ModuleType, name: str, where: str) -> Any:

@@ -62,8 +62,10 @@ def own_names(module: nn.Module) -> set[str]:
 def submodule(root: nn.Module, path: str) -> nn.Module | None:
     """The module at ``path``, or None."""
     found: nn.Module | None = root
-    for part in path.split(".") if path else ():
-        found = children(found).get(part) if found is not None else None
+    for part in _parts(path):
+        found = vars(found)["_modules"].get(part)
+        if found is None:
+            return None
     return found
 
 
@@ -84,30 +86,29 @@ def first_paths(model: nn.Module) -> dict[str, str]:
     }
 
 
-def modules_in(root: nn.Module) -> Iterator[nn.Module]:
-    """Every module under each of its paths: torch's walk, which names them and leaves out those
-    seen before, takes several times as long, and a pass of a small network is short.
+def modules_in(root: nn.Module) -> list[nn.Module]:
+    """Every module under each of its paths, those nearer to the root first: torch's walk, which
+    names them and leaves out those seen before, takes many times as long, and a pass of a small
+    network is short.
     """
-    stack: list[Any] = [root]
-    while stack:
-        module = stack.pop()
-        if module is not None:
-            yield module
-            stack.extend(children(module).values())
+    found = [root]
+    for module in found:  # which grows
+        if below := vars(module)["_modules"].values():
+            found += below if None not in below else filter(None, below)
+    return found
 
 
-def weights_in(root: nn.Module) -> Iterator[nn.Parameter]:
+def weights_in(root: nn.Module) -> list[nn.Parameter]:
     """Parameters, in the order of `modules_in`."""
-    for module in modules_in(root):
-        yield from (p for p in vars(module)["_parameters"].values() if p is not None)
+    own = [vars(module)["_parameters"] for module in modules_in(root)]
+    return [p for weights in own if weights for p in weights.values() if p is not None]
 
 
-def tensors_in(root: nn.Module) -> Iterator[torch.Tensor]:
+def tensors_in(root: nn.Module) -> list[torch.Tensor]:
     """Parameters and buffers, in the order of `modules_in`."""
-    for module in modules_in(root):
-        own = vars(module)
-        yield from (p for p in own["_parameters"].values() if p is not None)
-        yield from (b for b in own["_buffers"].values() if b is not None)
+    own = [vars(module) for module in modules_in(root)]
+    registries = [registry for of in own for registry in (of["_parameters"], of["_buffers"])]
+    return [t for tensors in registries if tensors for t in tensors.values() if t is not None]
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -178,19 +179,21 @@ def _container(root: nn.Module, path: str) -> nn.Module:
 
 def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
     """The parameter or buffer of that dotted name."""
-    path, leaf = _owner_and_leaf(name)
-    owner = find(root, path) if path else root
-    registries = vars(owner)
-    found = registries["_parameters"].get(leaf)
+    *path, leaf = _parts(name)
+    owner: Any = root
+    for part in path:
+        owner = vars(owner)["_modules"].get(part)
+        if owner is None:
+            raise AttributeError(f"no module {'.'.join(path)!r} in {type(root).__name__}")
+    found = vars(owner)["_parameters"].get(leaf)
     if found is None:
-        found = registries["_buffers"].get(leaf)
+        found = vars(owner)["_buffers"].get(leaf)
     return getattr(owner, leaf) if found is None else found
 
 
 @lru_cache(maxsize=1 << 16)  # every pass asks for every tensor
-def _owner_and_leaf(name: str) -> tuple[str, str]:
-    path, _, leaf = name.rpartition(".")
-    return path, leaf
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(path.split(".")) if path else ()
 
 
 def is_saved(root: nn.Module, name: str) -> bool:

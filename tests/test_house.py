@@ -62,6 +62,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "absent",
         "masked",
         "layouts",
+        "folding",
         "running",
         "program",
         "bindings",

@@ -78,8 +78,9 @@ def plan_command(
 ) -> str:
     """Search the subnets of a model; write the plan, and the best fitting subnet as ONNX.
 
-    Subnets are scored by the model file's evaluate(model), higher being better, or else by how
-    closely their outputs follow the full model's on the example inputs. Without a constraint the
+    Subnets are scored by the model file's evaluate(model), or by its evaluate(model, batch) on each
+    of its batches, higher being better; or else by how closely their outputs follow the full
+    model's on the example inputs. Without a constraint the
     subnet of the best score at no more than half of the MACs is exported. Where the model file
     has calibration, BatchNorm statistics are re-estimated from it for every subnet.
 
@@ -120,6 +121,7 @@ def plan_command(
                 method=method,
                 constraints=bounds,
                 storage=file,
+                batches=source.batches,
                 calibrate=source.calibration,
                 workers=count,
                 seed=seed,

@@ -143,7 +143,7 @@ def _thinned(front: Sequence[PlanPoint], chosen: PlanPoint) -> Sequence[PlanPoin
 
 def _scoring(plan: Plan) -> str:
     if plan.scoring == "evaluate":
-        return "score: the model file's evaluate(model)"
+        return "score: the model file's evaluate"
     return (
         "score: fidelity to the full model, 1 / (1 + relative distance of the outputs on the "
         "example inputs), as the model file has no evaluate"

@@ -119,6 +119,21 @@ def test_plan_uses_the_evaluate_of_the_file(run: Run, folder: Path) -> None:
     assert (folder / "model.py").read_text() == text
 
 
+def test_plan_scores_the_batches_of_the_file(run: Run, folder: Path) -> None:
+    text = MODEL + (
+        "torch.manual_seed(0)\n"
+        "def batches():\n"
+        "    for rows in (2, 3):\n"
+        "        yield torch.randn(rows, *example_inputs[0].shape[1:])\n"
+        "def evaluate(net, batch):\n"
+        "    return torch.full((len(batch),), float(len(batch)))\n"
+    )
+    (folder / "model.py").write_text(text)
+    result = run("plan", "model.py", "--evaluations", "4", "--json")
+    assert result.code == 0, result.stderr
+    assert json.loads(result.stdout)["full"]["score"] == (2 * 2 + 3 * 3) / 5
+
+
 def test_export_from_another_folder(planned: tuple[Path, Result], run: Run, folder: Path) -> None:
     plan = planned[0] / "results/tiny/plan.json"
     result = run("export", plan, "--constraint", "params=600", "--out", "slim.onnx", "--json")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nestify.errors import UsageError
-from nestify.explore.methods import METHODS, parse_method
+from nestify.explore.methods import METHODS, fn3, parse_method
 from nestify.explore.methods.steps import choices, fewer, shrunk
 from nestify.explore.rounds import Problem, Round, Scores
 from nestify.space import SearchSpace, Subnet, Unit
@@ -69,6 +69,17 @@ class Table:
         return area
 
 
+class Hits(Table):
+    """Tells which of 100 samples a subnet gets right: the easier ones."""
+
+    def answer(self, asked: Round) -> Scores:
+        found = super().answer(asked)
+        hardness = np.linspace(0, 1, 100)
+        told = [None if v is None else (hardness < v).astype(float) for v in found.values]
+        means = [None if hits is None else float(hits.mean()) for hits in told]
+        return Scores(means, found.whole, told)
+
+
 def paths() -> FakeNested:
     """FN3's ResNeXt-29: nine units of eight paths."""
     units = [Unit(f"u{i}", "path", 8) for i in range(9)]
@@ -117,6 +128,21 @@ def test_greedy_keeps_the_cheapest_step() -> None:
     assert len(Table(nested).run("greedy{judge=score}").scores) > 20
     with pytest.raises(UsageError, match="judge of method greedy must be one of rate, score"):
         parse_method("greedy{judge=luck}")
+
+
+@pytest.mark.parametrize("hits", [False, True])
+def test_fn3_steps_down_at_random_where_samples_are_not_told(
+    hits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    thinned = fn3._Search.thinned
+    monkeypatch.setattr(
+        fn3._Search, "thinned", lambda search, n: counts.append(n) or thinned(search, n)
+    )
+    table = Hits(chain(4), limit=64) if hits else Table(chain(4), limit=64)
+    table.run("fn3")
+    assert counts == [0 if hits else 4]
+    assert len(table.scores) == 64
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -5,7 +5,8 @@ hits. Whether one sample is hit is decided by a margin that goes on beyond the b
 are many. So a Gaussian process is fitted to all of them at once, with the same covariance. What it
 foretells is stretched, as it shrinks what it is not sure of, cut off at hit and miss, and only then
 averaged. How far that is off shows where each subnet in turn is left out; where a process fitted to
-the scores themselves is off by much less, that one foretells.
+the scores themselves is off by much less, that one foretells. With many more scores the two are
+compared again.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 
 from nestify.explore.methods.surrogate import Surrogate
 
-__all__ = ["Forecast", "Foretold"]
+__all__ = ["Forecast", "Foretold", "are_hits"]
 
 _STRETCH = 1.6  # undoes about what a process that has seen some hundred subnets shrinks
 _WORSE = 1.5  # times what the other one is off by: more, and it is the other that foretells
+_GROWN = 1.5  # times as many points as when the two were last compared: they are again
 _NORMAL = 0.6745  # the median of how far a standard normal lies from 0
 _MOST = 2048  # samples that stand for all that are open: the time grows with them
 _ROOM = 1 << 22  # numbers at a time
@@ -57,6 +59,7 @@ class Forecast:
     def __init__(self) -> None:
         self._whole, self._each = Surrogate(), Surrogate()
         self._hits: _Hits | None = None
+        self._compared = 0
 
     def fit(self, points: Floats, scores: Floats, samples: Floats, whole: Bools) -> None:
         """Take over the scores seen at ``points`` in place of those known before.
@@ -64,16 +67,21 @@ class Forecast:
         ``samples`` has a row for each: the scores of single samples, which scores are the means of,
         or estimates of them where the row is not one of the ``whole``.
         """
-        low, high = samples[whole].min(), samples[whole].max()
-        two = bool(((samples == low) | (samples == high))[whole].all())
-        samples = samples.clip(low, high)
-        differ = bool(np.ptp(samples, axis=0).any())
-        self._hits = None
-        self._whole.fit(points, scores)
-        if two and differ and samples.shape[1] > 1:
-            hits = _Hits(self._each, points, samples)
-            if hits.off < _WORSE * np.median(np.abs(self._whole.left_out()[0])):
-                self._hits = hits
+        hits = None
+        if are_hits(samples[whole]):
+            hits = _Hits(
+                self._each, points, samples.clip(samples[whole].min(), samples[whole].max())
+            )
+        if hits is None or self._hits is None or len(points) >= _GROWN * self._compared:
+            self._whole.fit(points, scores)
+            self._compared = len(points)
+            if hits is not None and not hits.off < _WORSE * self._off():
+                hits = None
+        self._hits = hits
+
+    def _off(self) -> float:
+        """Half of the scores seen lie within this of what the others' scores foretell there."""
+        return float(np.median(np.abs(self._whole.left_out()[0])))
 
     def at(self, points: Floats) -> Foretold:
         """What each of ``points`` is likely to score."""
@@ -82,6 +90,16 @@ class Forecast:
         means, deviations = self._whole.predict(points)
         spreads = np.hypot(deviations, self._whole.noise)
         return Foretold(means, means + _RAISED * deviations, spreads)
+
+
+def are_hits(samples: Floats) -> bool:
+    """Whether rows of scores of samples are of hits and misses: of two values, which differ.
+
+    >>> are_hits(np.array([[0.0, 1.0], [1.0, 1.0]])), are_hits(np.array([[0.0, 1.0], [0.5, 1.0]]))
+    (True, False)
+    """
+    two = ((samples == samples.min()) | (samples == samples.max())).all()
+    return bool(two and samples.shape[1] > 1 and np.ptp(samples, axis=0).any())
 
 
 class _Hits:

@@ -22,6 +22,7 @@ _GROWN = 1.25  # times as many values as when the settings were last found: they
 _STEPS, _RATE = 40, 0.1  # of Adam
 _DISTINCT = 10  # columns of values that settings are judged by, at most: they say much the same
 _JUDGED = 256  # values that settings are judged by, at most: the time grows with their cube
+_LEAST_NOISE = 1e-6  # beside the noise: rounding
 _ROOT5 = math.sqrt(5)
 
 Floats = NDArray[Any]
@@ -115,9 +116,14 @@ class _Settings:
     def between(self, a: Tensor, b: Tensor) -> Tensor:
         """The covariance of each of ``a`` with each of ``b``, without noise."""
         matern, linear, _ = self._variances()
-        distance = _ROOT5 * torch.cdist(a * self._scales(), b * self._scales())
-        smooth = (1 + distance + distance**2 / 3).mul_(distance.neg_().exp_())
+        *_, smooth = self._smooth(a, b)
         return smooth.mul_(matern).add_(a @ b.T, alpha=linear / a.shape[1]).add_(_CONSTANT)
+
+    def _smooth(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled distances, how they make covariances fall, and the Matern function of them."""
+        distance = torch.cdist(a * self._scales(), b * self._scales()).mul_(_ROOT5)
+        fall = torch.exp(-distance)
+        return distance, fall, (1 + distance).add_(distance**2 / 3).mul_(fall)
 
     def alone(self, points: Tensor) -> Tensor:
         """The variance at each point."""
@@ -127,7 +133,7 @@ class _Settings:
     def covariance(self, points: Tensor) -> Tensor:
         """The covariance of values seen at ``points``."""
         found = self.between(points, points)
-        found.diagonal().add_(self.noise + 1e-6)
+        found.diagonal().add_(self.noise + _LEAST_NOISE)
         return found
 
     @property
@@ -149,18 +155,19 @@ class _Settings:
         no more than ``_DISTINCT`` count.
         """
         matern, linear, noise = self._variances()
-        inverse = torch.cholesky_inverse(_factor(self.covariance(points)))
+        distance, fall, smooth = self._smooth(points, points)
+        products = points @ points.T
+        covariance = (smooth * matern).add_(products, alpha=linear / points.shape[1])
+        covariance.add_(_CONSTANT).diagonal().add_(noise + _LEAST_NOISE)
+        inverse = torch.cholesky_inverse(_factor(covariance))
         weights = inverse @ columns
         # What the likelihood's slope goes by, for a column.
         slack = (inverse - weights @ weights.T / count) / 2 * min(count, _DISTINCT)
-        distance = _ROOT5 * torch.cdist(points * self._scales(), points * self._scales())
-        fall = torch.exp(-distance)
-        smooth = (1 + distance + distance**2 / 3) * fall
         steep = slack * (matern * 5 / 3 * (1 + distance) * fall)
         apart = 2 * (steep.sum(1) @ points**2 - (points * (steep @ points)).sum(0))
         variances = [
             matern * (slack * smooth).sum(),
-            linear / points.shape[1] * (slack * (points @ points.T)).sum(),
+            linear / points.shape[1] * (slack * products).sum(),
             noise * slack.diagonal().sum(),
         ]
         slope = torch.cat([-(self._scales() ** 2) * apart, torch.stack(variances)])
