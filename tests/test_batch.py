@@ -212,3 +212,31 @@ def test_counted_channels_are_fixed_with_the_reason() -> None:
     assert not graph.groups
     reasons = {(dim.op, dim.reason) for dim in graph.fixed if dim.size == 6}
     assert reasons == {("arange", "arange counts this dim")}
+
+
+@torch.no_grad()
+def test_a_subnet_is_bound_once_where_no_call_has_the_batch_size_among_its_arguments() -> None:
+    layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(8, 3)
+    free = nestify.transform(nn.Sequential(*layers), "fn3-channel", (torch.ones(2, 1, 6, 6),))
+    spelled = nestify.transform(Views(), "fn3-channel", (torch.ones(2, 1, 6, 6),))
+    for nested, bound in ((free, 1), (spelled, 2)):
+        nested.eval()
+        with nested.activate(nested.space.at(0.5)):
+            for size in (5, 7):
+                x = torch.randn(size, 1, 6, 6)
+                slim = nested.extract(nested.active)
+                torch.testing.assert_close(nested(x), slim(x))
+        assert len(nested._bindings._bound) == bound
+
+
+class Views(nn.Module):
+    """Flattens by a view that names the size of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.head(x.view(x.shape[0], -1))

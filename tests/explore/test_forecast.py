@@ -60,6 +60,20 @@ def test_where_their_mean_tells_more_it_foretells() -> None:
     assert found.means.tolist() == alone.predict(x[40:])[0].tolist()
 
 
+def test_the_process_of_scores_is_left_alone_while_hits_are_foretold_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, made, counts = points(160), Forecast(), []
+    fit = made._whole.fit
+    monkeypatch.setattr(made._whole, "fit", lambda x, y: counts.append(len(x)) or fit(x, y))
+    for count in (40, 48, 56, 64, 88):
+        seen = hits(x[:count])
+        made.fit(x[:count], seen.mean(1), seen, np.ones(count, bool))
+        alone = fitted(x[:count], seen).at(x[100:])
+        assert error(made.at(x[100:]).means, x[100:]) < 1.3 * error(alone.means, x[100:])
+    assert counts == [40, 64], "again with half as many more"
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 100), (-1, 1), (-7e90, -3e90)])
 def test_any_two_values_are_a_miss_and_a_hit(low: float, high: float) -> None:
     x, width = points(60), high - low
