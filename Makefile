@@ -18,9 +18,9 @@ help:                    ## show this list
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nestify needs Python >= 3.11; try: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install --no-deps $(MODELS)
-	$(BIN)/python -m pip install --editable ".[dev]"
+	$(BIN)/python -m pip install --no-compile "$(TORCH)"
+	$(BIN)/python -m pip install --no-compile --no-deps $(MODELS)
+	$(BIN)/python -m pip install --no-compile --editable ".[dev]"
 	@touch $@
 
 plan: $(READY)           ## the main job: MobileNetV2 to a plan, a table and a checked ONNX file
