@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_right
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -62,7 +62,6 @@ class Cuts:
         before: of each unit, the share of the cost that lies before the last cut at which its
             choice has not come in.
         first_reads: the slot of the first call that reads each tensor of the model.
-        lends: whether an output may lie in the memory of such a tensor, or of a slice of it.
     """
 
     def __init__(self, program: Program) -> None:
@@ -74,15 +73,9 @@ class Cuts:
             name = str(node.target)
             self.first_reads[name] = min(read, self.first_reads.get(name, read))
         first = _first_uses(graph, self.slots)
-        base = roots(graph)
-        outputs = (n for n in graph.nodes if n.op == "output")
-        self.lends = any(
-            base[given].op == "get_attr" for n in outputs for given in n.all_input_nodes
-        )
         self._dims = [dim for dims in first.values() for dim in dims]
         costs = _Costs(graph, self.slots)
-        safe = _safe(graph, self.slots, program.frame.folds)
-        self.places = _choose(graph, costs, safe, first)
+        self.places = _choose(graph, costs, _safe(graph, self.slots), first)
         self._known = [
             sum(len(dims) for slot, dims in first.items() if slot <= place) for place in self.places
         ]
@@ -206,10 +199,8 @@ def _entrances(graph: Graph, dims: Sequence[Dim]) -> dict[str, int]:
     return found
 
 
-def _safe(graph: Graph, slots: dict[fx.Node, int], together: Container[fx.Node]) -> list[bool]:
-    """Whether a cut behind each slot has pure calls before it, and values that stay as they are,
-    and parts none of ``together`` from the call behind it, which it may run as one with.
-    """
+def _safe(graph: Graph, slots: dict[fx.Node, int]) -> list[bool]:
+    """Whether a cut behind each slot has pure calls before it, and values that stay as they are."""
     base = roots(graph)
     writes: dict[fx.Node, int] = {}
     for node in graph.nodes:
@@ -228,10 +219,7 @@ def _safe(graph: Graph, slots: dict[fx.Node, int], together: Container[fx.Node])
     impure = (slots[n] for n in graph.nodes if n.op == "call_function" and not _pure(n, base))
     barrier = min(impure, default=len(slots))
     return [
-        node.op == "call_function"
-        and slot < barrier
-        and not endangered[slot]
-        and node not in together
+        node.op == "call_function" and slot < barrier and not endangered[slot]
         for node, slot in slots.items()
     ]
 

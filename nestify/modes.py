@@ -90,14 +90,16 @@ def left_as_found(model: nn.Module) -> Generator[None]:
 @contextlib.contextmanager
 def in_eval(model: nn.Module) -> Generator[None]:
     """Put every module in eval for a block of code, and back in its own mode after it."""
-    training = [module for module in modules_in(model) if module.training]
+    modes = [(module, module.training) for module in modules_in(model)]
     try:
-        for module in training:
-            module.training = False
+        for module, training in modes:
+            if training:  # setting an attribute of a module takes long
+                module.training = False
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            if module.training != training:
+                module.training = training
 
 
 @contextlib.contextmanager

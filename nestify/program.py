@@ -19,7 +19,6 @@ from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.dims import Dim, Expr, all_dims, resolve
 from nestify.errors import UsageError
 from nestify.extract import norm_paths
-from nestify.folding import folds_of
 from nestify.groups import Graph
 from nestify.inputs import call_in_words
 from nestify.layouts import reads_in_order
@@ -67,8 +66,6 @@ class Program:
             for node in graph.calls
             if op_name(node.target) == "nestify::stochastic"
         }
-        blocks = {node: blocks_of(node) for node in graph.nodes if blocks_of(node)}
-        folds = folds_of(graph.capture.graph, self.slots)
         self.frame = Frame(
             self.slots,
             self.inputs,
@@ -76,9 +73,8 @@ class Program:
             dict.fromkeys(written(graph), False)
             | dict.fromkeys(written(graph, in_eval=True), True),
             {node for node in graph.nodes if reads_in_order(node)},
-            {node: self._placeless(inside) for node, inside in blocks.items()},
+            {node: self._placeless(blocks_of(node)) for node in graph.nodes if blocks_of(node)},
             frozenset(followed),
-            {node: fold for node, fold in folds.items() if not {node, fold.norm} & blocks.keys()},
         )
         alike: dict[Dims, Dims] = {}  # the tensors of a norm are cut alike: worked out once
         self._tensors = [

@@ -10,7 +10,7 @@ what is kept is forgotten as soon as it, or a tensor of the model, is written in
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from operator import itemgetter
 from typing import Any
 
@@ -48,7 +48,7 @@ class Reuse:
 
     @property
     def bytes_held(self) -> int:
-        """What is kept now, copies of inputs included."""
+        """What is kept now, copies of inputs included; without the slices of the latest subnet."""
         return self.states.bytes_held
 
     def forget(self) -> None:
@@ -79,11 +79,10 @@ class Reuse:
             return run.finish()
         if changed != UNCHANGED:
             self.states.drop_where(lambda state: state.place >= changed)
-        if not self.cuts.lends:  # whoever gets a slice may write into it
-            slices = bound, run.turned, torch.is_inference_mode_enabled()
-            if changed != UNCHANGED or self._ready[0] != slices:
-                self._ready = slices, {}
-            run.ready = self._ready[1]
+        slices = bound, run.turned, torch.is_inference_mode_enabled()
+        if changed != UNCHANGED or self._ready[0] != slices:
+            self._ready = slices, {}
+        run.ready = self._ready[1]
         return _Pass(self, run, look, tokens, norms).outputs()
 
 
@@ -109,7 +108,7 @@ class _Pass:
         self.copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def outputs(self) -> list[Any]:
-        """Run; what is handed out is no memory that a state holds."""
+        """Run; what is handed out is no memory that is read again."""
         behind = self._start()
         skipped = self.run.at
         walk, writers = self.run.walk(), self.reuse.writers
@@ -125,7 +124,8 @@ class _Pass:
                 behind = {}
         self.reuse.steps_skipped += skipped
         self.reuse.steps_run += self.run.at - skipped
-        return [self._handed_out(value) for value in outputs]
+        slices = storages_of(list(self.run.ready.values())).keys() - self.reuse.weights.addresses
+        return [self._handed_out(value, slices) for value in outputs]
 
     def _start(self) -> dict[int, Mark]:
         """Go to the last cut whose state is known; returns the cuts behind by their steps."""
@@ -197,9 +197,11 @@ class _Pass:
             self.states.drop_where(lambda state: bool(state.storages.keys() & written))
         return not written & (self.given | self.reuse.weights.addresses)
 
-    def _handed_out(self, value: Any) -> Any:
-        """The caller may write into what it gets."""
-        held = any(map(self.states.holds, storages_of(value)))
+    def _handed_out(self, value: Any, slices: Set[int]) -> Any:
+        """The caller may write into what it gets, so it gets no memory of states or slices."""
+        held = any(
+            address in slices or self.states.holds(address) for address in storages_of(value)
+        )
         return twin(value) if held and isinstance(value, torch.Tensor) else value
 
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from nestify.autocasting import Block, inside
-from nestify.folding import Fold, folded
 from nestify.layouts import (
     channels_last,
     contiguous,
@@ -72,7 +71,7 @@ class Frame(NamedTuple):
     ``written`` are the buffers that some call writes into, with whether one does so in eval too,
     ``ordered`` the calls that want maps with their channels first, ``blocks`` those of autocast by
     the calls in them (those without a type of devices follow the inputs), ``followed`` the modules
-    whose mode some call follows, ``folds`` the norms that convolutions can take over, by these.
+    whose mode some call follows.
     """
 
     slots: Mapping[fx.Node, int]
@@ -82,7 +81,6 @@ class Frame(NamedTuple):
     ordered: set[fx.Node]
     blocks: Mapping[fx.Node, Sequence[Block]]
     followed: frozenset[str]
-    folds: Mapping[fx.Node, Fold]
 
     def trains(self, root: nn.Module) -> bool:
         """Whether a module that some call follows is in training."""
@@ -164,8 +162,6 @@ class Run:
         root, bound, frame, env = self.root, self.bound, self.frame, self.env
         written = self._read_tensors()
         in_training = frame.trains(root)
-        folds = {} if in_training else self._folds()
-        norms = {fold.norm for fold in folds.values()}
         for step in bound.steps[self.at :]:
             args, kwargs = step.args, step.kwargs
             if in_training and step.in_training is not None and trains(root, step.path):
@@ -173,11 +169,7 @@ class Run:
             args = [env[a.at] if a.__class__ is Slot else _fill(a, env) for a in args]
             kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()} if kwargs else {}
             yield step.node, args, kwargs
-            if step.node in folds:
-                args = folded(args, folds[step.node], env)
-            if step.node in norms:
-                env[step.out] = args[0]
-            elif step.node in frame.blocks:
+            if step.node in frame.blocks:
                 with inside(self._placed(frame.blocks[step.node])):
                     env[step.out] = self._value(step, args, kwargs)
             else:
@@ -199,13 +191,6 @@ class Run:
         if step.run is step.node.target:
             return step.run(*args, **kwargs)
         return step.run(self, step, args)
-
-    def _folds(self) -> Mapping[fx.Node, Fold]:
-        """The norms that convolutions take over in this pass: where maps are turned, as results
-        differ by rounding there anyway.
-        """
-        plain = not (self.special or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
-        return self.frame.folds if self.turned and plain else _NONE
 
     def _placed(self, blocks: Sequence[Block]) -> list[Block]:
         device = self.env[-1]

@@ -15,6 +15,7 @@ import linecache
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -43,7 +44,7 @@ class Source:
         example_kwargs: keyword inputs of one forward pass.
         evaluate: ``evaluate(model) -> float``, higher is better; of each sample, where it takes a
             batch as well.
-        batches: the data of such an ``evaluate(model, batch)``.
+        batches: gives the data of such an ``evaluate(model, batch)``, and None for others.
         calibration: batches of inputs to re-estimate BatchNorm statistics with.
         reference: what the model was loaded from.
         name: a short name for files and titles.
@@ -53,7 +54,7 @@ class Source:
     example_inputs: tuple[Any, ...] | None
     example_kwargs: Mapping[str, Any] | None
     evaluate: Callable[..., Any] | None
-    batches: Iterable[Any] | None
+    batches: Callable[[], Iterable[Any] | None]
     calibration: Iterable[Any] | None
     reference: str
     name: str
@@ -126,7 +127,7 @@ def _split(reference: str) -> tuple[Path | None, str]:
 
 
 def _bare(model: nn.Module, reference: str, name: str) -> Source:
-    return Source(model, None, None, None, None, None, reference, name)
+    return Source(model, None, None, None, lambda: None, None, reference, name)
 
 
 def _from_file(path: Path, attribute: str, reference: str) -> Source:
@@ -184,13 +185,12 @@ def _from_module(
     module: ModuleType, attribute: str, reference: str, name: str, where: str
 ) -> Source:
     model = _as_model(_find(module, attribute, where), attribute, where)
-    evaluate = getattr(module, "evaluate", None)
     return Source(
         model=model,
         example_inputs=_inputs(module, where),
         example_kwargs=_kwargs(module, where),
-        evaluate=evaluate,
-        batches=_scored_batches(module, where) if _takes_batch(evaluate, where) else None,
+        evaluate=_evaluate(module, where),
+        batches=partial(_scored_batches, module, where),
         calibration=_batches(module, "calibration", where),
         reference=reference,
         name=name,
@@ -298,13 +298,18 @@ def _kwargs(module: ModuleType, where: str) -> Mapping[str, Any] | None:
     raise UsageError(f"{where}: example_kwargs must be a dict of inputs, not {kind_of(value)}")
 
 
-def _takes_batch(evaluate: Any, where: str) -> bool:
-    """Whether the file's ``evaluate`` is one of a model and a batch, not of a model alone."""
-    if evaluate is None:
-        return False
-    wanted = f"{where}: evaluate must be a function of a model, or of a model and a batch"
-    if not callable(evaluate):
-        raise UsageError(f"{wanted}, not {kind_of(evaluate)}")
+def _evaluate(module: ModuleType, where: str) -> Callable[..., Any] | None:
+    found = getattr(module, "evaluate", None)
+    if found is None or callable(found):
+        return found
+    raise UsageError(f"{where}: {_WANTED}, not {kind_of(found)}")
+
+
+_WANTED = "evaluate must be a function of a model, or of a model and a batch"
+
+
+def _takes_batch(evaluate: Callable[..., Any], where: str) -> bool:
+    """Whether ``evaluate`` is a function of a model and a batch, not of a model alone."""
     try:
         signature = inspect.signature(evaluate)
     except (TypeError, ValueError):  # a callable of C has no signature to read
@@ -312,7 +317,7 @@ def _takes_batch(evaluate: Any, where: str) -> bool:
     if _fits(signature, "model"):
         return False
     if not _fits(signature, "model", "batch"):
-        raise UsageError(f"{wanted}; it is evaluate{signature}")
+        raise UsageError(f"{where}: {_WANTED}; it is evaluate{signature}")
     return True
 
 
@@ -324,7 +329,11 @@ def _fits(signature: inspect.Signature, *given: str) -> bool:
     return True
 
 
-def _scored_batches(module: ModuleType, where: str) -> Iterable[Any]:
+def _scored_batches(module: ModuleType, where: str) -> Iterable[Any] | None:
+    """What the file's ``evaluate`` is called with, one after the other, beside the model."""
+    evaluate = _evaluate(module, where)
+    if evaluate is None or not _takes_batch(evaluate, where):
+        return None
     found = _batches(module, "batches", where)
     if found is None:
         raise UsageError(

@@ -94,7 +94,7 @@ def modules_in(root: nn.Module) -> list[nn.Module]:
     found = [root]
     for module in found:  # which grows
         if below := vars(module)["_modules"].values():
-            found += below if None not in below else filter(None, below)
+            found += below if None not in below else [m for m in below if m is not None]
     return found
 
 

@@ -62,7 +62,6 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "absent",
         "masked",
         "layouts",
-        "folding",
         "running",
         "program",
         "bindings",

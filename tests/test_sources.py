@@ -61,14 +61,31 @@ def test_a_file_that_is_scored_by_batches(tmp_path: Path) -> None:
     )
     source = load_source(write(tmp_path, text))
     assert source.evaluate is not None
-    assert source.batches is not None
-    told = [source.evaluate(source.model, batch) for batch in source.batches]
+    told = [source.evaluate(source.model, batch) for batch in source.batches() or ()]
     assert [part.tolist() for part in told] == [[2.0] * 4, [0.0] * 2]
 
 
 def test_batches_of_something_else_are_left_alone(tmp_path: Path) -> None:
     text = NET + "batches = 12\ndef evaluate(model, batch=None): return 0.5\n"
-    assert load_source(write(tmp_path, text)).batches is None
+    assert load_source(write(tmp_path, text)).batches() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def evaluate(a, b, c): ...\n", r"of a model and a batch; it is evaluate\(a, b, c\)"),
+        ("def evaluate(): ...\n", r"of a model and a batch; it is evaluate\(\)"),
+        ("def evaluate(model, batch): ...\n", "each of `batches`, which is missing"),
+        (
+            "batches = 3\ndef evaluate(model, batch): ...\n",
+            "batches must be an iterable of batches, not an int",
+        ),
+    ],
+)
+def test_only_who_scores_needs_batches(tmp_path: Path, text: str, message: str) -> None:
+    source = load_source(write(tmp_path, NET + text))
+    with pytest.raises(UsageError, match=message):
+        source.batches()
 
 
 @pytest.mark.parametrize(
@@ -151,16 +168,6 @@ def test_a_module_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (NET.replace("model", "net"), "defines no 'model'; it has net: call one of them"),
         ("import torch\ndef build(): ...\n", "defines no 'model'; it has build:"),
         (NET + "evaluate = 3\n", "evaluate must be a function of a model, or .*, not an int"),
-        (
-            NET + "def evaluate(a, b, c): ...\n",
-            r"of a model and a batch; it is evaluate\(a, b, c\)",
-        ),
-        (NET + "def evaluate(): ...\n", r"of a model and a batch; it is evaluate\(\)"),
-        (NET + "def evaluate(model, batch): ...\n", "each of `batches`, which is missing"),
-        (
-            NET + "batches = 3\ndef evaluate(model, batch): ...\n",
-            "batches must be an iterable of batches, not an int",
-        ),
         (NET + "example_inputs = 'x'\n", "example_inputs must be a tuple.*not a str"),
         (NET + "example_kwargs = [1]\n", "example_kwargs must be a dict.*not a list"),
         (NET + "calibration = 3\n", "calibration must be an iterable.*not an int"),

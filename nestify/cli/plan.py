@@ -109,6 +109,7 @@ def plan_command(
     parse_method(method)
     say(f"loading {model}")
     source = load_source(model)
+    batches = source.batches()
     folder = out or Path(f"{source.name}-plan")
     check_writable(folder)
     nested = nested_from(source, recipe)
@@ -121,7 +122,7 @@ def plan_command(
                 method=method,
                 constraints=bounds,
                 storage=file,
-                batches=source.batches,
+                batches=batches,
                 calibrate=source.calibration,
                 workers=count,
                 seed=seed,

@@ -2,9 +2,9 @@
 
 What stays of Algorithm 1: from the best subnets known, candidates are made by steps within a window
 dp of a unit, C of them are scored, and the best go on. What differs: it does not go down from the
-largest subnet block by block, but begins with even shares of every unit and, where it is told of
-scores alone and not of samples, some random steps down, which tell units apart; and the whole front
-of score and cost goes on in place of K trajectories. Candidates also trade steps of two units, and
+largest subnet block by block, but begins with even shares of every unit and, unless it is told
+which samples are hit, some random steps down, which tell units apart; and the whole front of score
+and cost goes on in place of K trajectories. Candidates also trade steps of two units, and
 mix two subnets. And few are scored: a Gaussian process, fitted to the scores so far, foretells some
 thousand a round. In turns that one is scored by which the area under the front is likely to grow
 most, and the one by which it grows most on average: what the process takes for noise lifts one or
@@ -64,13 +64,13 @@ class Fn3:
         )
 
     def rounds(self, problem: Problem) -> Rounds:
-        """Yield even shares of every unit, random steps down from all unless samples are told, then
+        """Yield even shares of every unit, random steps down from all unless hits are told, then
         candidates.
         """
         search = _Search(problem, self.window)
         left = min(problem.left, self.evaluations)
         yield from search.score(search.even(min(_EVEN, max(3, left // 6))))
-        thinned = search.thinned(0 if search.tells_samples() else left // _THINNED)
+        thinned = search.thinned(0 if search.tells_hits() else left // _THINNED)
         for start in range(0, len(thinned), self.candidates):
             yield from search.score(thinned[start : start + self.candidates])
         idle = 0
@@ -128,7 +128,7 @@ class _Search:
             rows[high] = rows[high].clip(0)
         return rows
 
-    def tells_samples(self) -> bool:
+    def tells_hits(self) -> bool:
         """Whether it was told which samples are hit, which tells units apart by itself."""
         return bool(self.scores) and are_hits(np.array(self._samples)[np.array(self._whole)])
 

@@ -23,7 +23,7 @@ __all__ = ["Forecast", "Foretold", "are_hits"]
 
 _STRETCH = 1.6  # undoes about what a process that has seen some hundred subnets shrinks
 _WORSE = 1.5  # times what the other one is off by: more, and it is the other that foretells
-_GROWN = 1.5  # times as many points as when the two were last compared: they are again
+_GROWN = 1.5  # times as many fits as when the two were last compared: they are again
 _NORMAL = 0.6745  # the median of how far a standard normal lies from 0
 _MOST = 2048  # samples that stand for all that are open: the time grows with them
 _ROOM = 1 << 22  # numbers at a time
@@ -59,7 +59,7 @@ class Forecast:
     def __init__(self) -> None:
         self._whole, self._each = Surrogate(), Surrogate()
         self._hits: _Hits | None = None
-        self._compared = 0
+        self._fits = self._compared = 0
 
     def fit(self, points: Floats, scores: Floats, samples: Floats, whole: Bools) -> None:
         """Take over the scores seen at ``points`` in place of those known before.
@@ -67,14 +67,15 @@ class Forecast:
         ``samples`` has a row for each: the scores of single samples, which scores are the means of,
         or estimates of them where the row is not one of the ``whole``.
         """
+        self._fits += 1
         hits = None
         if are_hits(samples[whole]):
             hits = _Hits(
                 self._each, points, samples.clip(samples[whole].min(), samples[whole].max())
             )
-        if hits is None or self._hits is None or len(points) >= _GROWN * self._compared:
+        if hits is None or self._hits is None or self._fits >= _GROWN * self._compared:
             self._whole.fit(points, scores)
-            self._compared = len(points)
+            self._compared = self._fits
             if hits is not None and not hits.off < _WORSE * self._off():
                 hits = None
         self._hits = hits
