@@ -80,9 +80,9 @@ def plan_command(
 
     Subnets are scored by the model file's evaluate(model), or by its evaluate(model, batch) on each
     of its batches, higher being better; or else by how closely their outputs follow the full
-    model's on the example inputs. Without a constraint the
-    subnet of the best score at no more than half of the MACs is exported. Where the model file
-    has calibration, BatchNorm statistics are re-estimated from it for every subnet.
+    model's on the example inputs. Without a constraint the subnet of the best score at no more
+    than half of the MACs is exported. Where the model file has calibration, BatchNorm statistics
+    are re-estimated from it for every subnet.
 
     \b
     Examples:
