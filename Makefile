@@ -10,6 +10,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CLEAN  := build/clean-venv
 
+# pip compiles nothing (most of torch is never imported), so what a process imports must be kept for the next.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help plan test lint type unit coverage zoo campaign fuzz bench wheel clean
 
 help:                    ## show this list

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -27,6 +25,7 @@ from nestify.passes.grouped_weights import diagonal_blocks
 from nestify.passes.spatial import find_spatial
 from nestify.rewriting import Rewriter, permuted
 from tests.applied import applied
+from tests.forks import run_code
 from tests.laws.equalities import check_subnets
 
 Golden = Callable[[str, str], None]
@@ -136,12 +135,10 @@ def test_stages_of_the_paper_s_models() -> None:
     }
 
 
-def test_the_page_on_deep_roots_shows_what_its_first_snippet_prints() -> None:
+def test_the_page_on_deep_roots_shows_what_its_first_snippet_prints(tmp_path: Path) -> None:
     page = (Path(__file__).parent.parent / "docs" / "deep-roots.md").read_text()
     snippet, printed = re.findall(r"```(?:python|text)\n(.*?)```", page, re.DOTALL)[:2]
-    done = subprocess.run(
-        [sys.executable, "-c", snippet], capture_output=True, text=True, check=False
-    )
+    done = run_code(tmp_path, snippet)
     assert done.stdout == printed, done.stderr
 
 

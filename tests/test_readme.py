@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.forks import ROOT, run_code
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
@@ -30,24 +28,14 @@ def make_targets() -> set[str]:
 
 @pytest.mark.parametrize("snippet", PYTHON, ids=range(len(PYTHON)))
 def test_snippets_run(snippet: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_code(tmp_path, snippet)
+    assert done.code == 0, done.stderr
 
 
 @pytest.mark.parametrize("snippet", GUIDES.values(), ids=GUIDES)
 def test_guides_run(snippet: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # they import from examples/
-    done = subprocess.run(
-        [sys.executable, "-c", snippet],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_code(tmp_path, snippet)
+    assert done.code == 0, done.stderr
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=range(len(COMMANDS)))
@@ -60,9 +48,8 @@ def test_commands_run(block: list[str], tmp_path: Path) -> None:
             assert set(words) <= make_targets()
             continue
         assert program == "nestify"
-        script = [sys.executable, "-m", "nestify.cli", *words]
-        done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        done = run_code(tmp_path, "from nestify.cli import main\nmain()", [program, *words])
+        assert done.code == 0, done.stderr
 
 
 def test_every_file_is_in_the_code_organization() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nestify.explore.storage import stored_scores
-from tests.cli.conftest import ENV, MODEL, Result, Run, nestify_after
+from tests.cli.conftest import MODEL, Run, nestify_after
+from tests.forks import ENV, Result
 
 RETURNS_NOTHING = MODEL + (
     "class Nothing(nn.Module):\n"

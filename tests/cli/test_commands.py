@@ -10,7 +10,8 @@ import torch
 
 import nestify
 from nestify.plans import Plan
-from tests.cli.conftest import MODEL, Result, Run, nestify_after
+from tests.cli.conftest import MODEL, Run, nestify_after
+from tests.forks import Result
 
 
 def test_plan_writes_both_files_and_one_document(planned: tuple[Path, Result]) -> None:

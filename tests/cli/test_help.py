@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.cli.conftest import ROOT, Run, python
+from tests.cli.conftest import Run, python
+from tests.forks import ROOT
 
 COMMANDS = ("plan", "inspect", "export", "verify")
 

@@ -124,6 +124,25 @@ def test_what_is_left_out_is_told_by_the_others(columns: tuple[int, ...]) -> Non
     assert deviation[5] == pytest.approx(spread * variance.sqrt().item())
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_single_precision_foretells_as_much(noise: float) -> None:
+    """Hits and misses of many samples, with points that were seen twice."""
+    x = np.concatenate([points(150, 6), points(10, 6)])
+    drawn = np.random.default_rng(4)
+    easy = drawn.standard_normal(60)
+    margins = x @ drawn.standard_normal((6, 1)) + noise * drawn.standard_normal((160, 60))
+    hits = (margins > easy).astype(np.float64)
+    double, single = Surrogate(), Surrogate()
+    double.fit(x, hits)
+    single.fit(x, hits.astype(np.float32))
+    asked = np.random.default_rng(5).standard_normal((40, 6))
+    (means, deviations), (near, sure) = double.predict(asked), single.predict(asked)
+    assert near.dtype == np.float32, "the larger part of the work is in the precision of the values"
+    assert near == pytest.approx(means, abs=2e-3)
+    assert sure == pytest.approx(deviations, abs=2e-3)
+    assert single.noise == pytest.approx(double.noise, rel=1e-2)
+
+
 SHARES = st.integers(1, 20).map(lambda k: k / 20)
 POINTS = st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=8)
 

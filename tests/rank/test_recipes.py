@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,11 +118,3 @@ def parameters_of(model: nn.Module) -> float:
 def test_options_are_read_from_text() -> None:
     (step,) = parse_recipe("rank{by=activation}")
     assert repr(step) == "Rank(by='activation')"
-
-
-GUIDE = Path(__file__).parents[2] / "docs" / "pruning.md"
-
-
-@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S))
-def test_snippets_of_the_guide_run(snippet: str) -> None:
-    exec(compile(snippet, GUIDE, "exec"), {})

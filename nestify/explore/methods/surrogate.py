@@ -48,9 +48,11 @@ class Surrogate:
     def fit(self, points: Floats, values: Floats) -> None:
         """Take over ``values`` seen at ``points``, one a row, in place of what was known.
 
-        Several columns of values are of quantities that vary alike, each around its own mean.
+        Several columns of values are of quantities that vary alike, each around its own mean. All
+        is computed in the precision of the values.
         """
-        self._points, seen = torch.as_tensor(points), torch.as_tensor(values)
+        seen = torch.as_tensor(values)
+        self._points = torch.as_tensor(points).to(seen.dtype)
         self._mean = seen.mean(0)
         self._spread = max(float(seen.var(0, correction=0).mean().sqrt()), 1e-12)
         target = (seen - self._mean) / self._spread
@@ -62,8 +64,7 @@ class Surrogate:
             self._settled = len(target)
         self._lower = _factor(self._settings.covariance(self._points))
         columns = target.reshape(len(target), -1)
-        weights = torch.cholesky_solve(columns, self._lower).reshape(target.shape)
-        self._weights = weights if weights.ndim == 1 else weights.float()  # of many: half the time
+        self._weights = torch.cholesky_solve(columns, self._lower).reshape(target.shape)
 
     @property
     def noise(self) -> float:
@@ -74,12 +75,12 @@ class Surrogate:
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation at each of ``points``, the latter for all columns."""
         assert self._settings is not None, "fit comes first"
-        asked = torch.as_tensor(points)
+        asked = torch.as_tensor(points).to(self._points.dtype)
         between = self._settings.between(asked, self._points)
         known = torch.linalg.solve_triangular(self._lower, between.T, upper=False)
         variance = (self._settings.alone(asked) - (known * known).sum(0)).clamp_min(0)
-        means = self._mean + self._spread * (between.to(self._weights.dtype) @ self._weights)
-        return means.numpy(), (self._spread * variance.sqrt()).numpy()
+        means = self._mean + self._spread * (between @ self._weights)
+        return means.numpy(), (self._spread * variance.double().sqrt()).numpy()
 
     def left_out(self) -> tuple[Floats, Floats]:
         """How far each value seen lies above what the others predict there, and the standard
@@ -121,7 +122,8 @@ class _Settings:
 
     def _smooth(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled distances, how they make covariances fall, and the Matern function of them."""
-        distance = torch.cdist(a * self._scales(), b * self._scales()).mul_(_ROOT5)
+        scales = self._scales().to(a.dtype)
+        distance = torch.cdist(a * scales, b * scales).mul_(_ROOT5)
         fall = torch.exp(-distance)
         return distance, fall, (1 + distance).add_(distance**2 / 3).mul_(fall)
 
@@ -170,7 +172,7 @@ class _Settings:
             linear / points.shape[1] * (slack * products).sum(),
             noise * slack.diagonal().sum(),
         ]
-        slope = torch.cat([-(self._scales() ** 2) * apart, torch.stack(variances)])
+        slope = torch.cat([-(self._scales() ** 2) * apart, torch.stack(variances).double()])
         return slope + self._sure * (self._logs - self._usual)
 
 
