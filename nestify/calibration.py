@@ -11,11 +11,10 @@ from torch import fx, nn
 
 from nestify.capture import source_line
 from nestify.errors import UsageError
-from nestify.rules import bind_arguments
 from nestify.trees import device_of, moved
 from nestify.usercode import kind_of
 
-__all__ = ["BatchStatistics", "Moments", "call_of", "inputs_of", "reestimate_batch_norm"]
+__all__ = ["BatchStatistics", "Moments", "Norm", "call_of", "inputs_of", "reestimate_batch_norm"]
 
 _NO_BATCH = "calibrate= holds no batch; pass at least one batch of inputs"
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -99,64 +98,97 @@ def reestimate_batch_norm(
     return count
 
 
+class Norm(NamedTuple):
+    """A call of a BatchNorm whose statistics are estimated: its module, the names of its running
+    mean and variance, and how many channels they have in the full network.
+    """
+
+    path: str
+    mean: str
+    var: str
+    channels: int
+
+
 class Moments(NamedTuple):
-    """Mean and variance of one batch at one call of a BatchNorm."""
+    """Mean and variance of one batch at one call of a BatchNorm, as two rows."""
 
     node: fx.Node
-    mean: torch.Tensor
-    var: torch.Tensor
+    rows: torch.Tensor
 
 
 class BatchStatistics:
     """Averages statistics as :func:`reestimate_batch_norm` does, in passes over a captured graph.
 
-    ``paths`` gives the module of each call that has statistics to estimate. ``calls`` are to run in
-    place of those calls; ``batch`` holds what they found in the batch at hand.
+    ``norms`` are the calls that have statistics to estimate. ``calls`` are to run in their place;
+    ``batch`` holds what they found in the batch at hand. All batches are of one subnet.
     """
 
-    def __init__(self, paths: Mapping[fx.Node, str]) -> None:
-        self._paths = paths
+    def __init__(self, norms: Mapping[fx.Node, Norm]) -> None:
+        self._norms = norms
         self.calls: dict[fx.Node, Callable[[list[Any]], torch.Tensor]] = {
-            node: partial(self._norm, node) for node in paths
+            node: partial(self._norm, node) for node in norms
         }
         self.batch: list[Moments] = []
         self.batches = 0
-        self._averages: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._first: list[Moments] = []
+        self._average = torch.empty(0)  # of what the batches found, in a row
+        self._room: torch.Tensor | None = None
 
     def _norm(self, node: fx.Node, args: list[Any]) -> torch.Tensor:
         x, weight, bias, mean, _, _, _, eps, cudnn = args
         if x.numel() == x.shape[1]:
             line = source_line(node)
+            where = f"{self._norms[node].path!r}{f' at {line}' if line else ''}"
             raise UsageError(
-                f"BatchNorm {self._paths[node]!r}{f' at {line}' if line else ''} gets one value a "
-                f"channel in a calibration batch, {tuple(x.shape)}, which has no variance; pass "
-                "larger batches"
+                f"BatchNorm {where} gets one value a channel in a calibration batch, "
+                f"{tuple(x.shape)}, which has no variance; pass larger batches"
             )
-        mean, var = mean.new_zeros((2, *mean.shape)).unbind()  # one piece of memory: a call less
-        self.batch.append(Moments(node, mean, var))
+        rows = self._zeros(mean)
+        self.batch.append(Moments(node, rows))
+        mean, var = rows.unbind()
         return torch.batch_norm(x, weight, bias, mean, var, True, 1.0, eps, cudnn)
 
+    def _zeros(self, mean: torch.Tensor) -> torch.Tensor:
+        """Two rows like ``mean``, in memory that all calls of a batch share: whoever keeps some of
+        them has one place to account for.
+        """
+        count, room = 2 * len(mean), self._room
+        kind = mean.dtype, mean.device
+        if room is None or len(room) < count or (room.dtype, room.device) != kind:
+            most = 2 * sum(norm.channels for norm in self._norms.values())
+            done = sum(rows.numel() for _, rows in self.batch)
+            room = mean.new_zeros(max(count, most - done))
+        self._room = room[count:]
+        return room[:count].view(2, -1)
+
     def close_batch(self) -> None:
-        """Add the statistics of a batch to the averages, in which all calls of a module count."""
-        for node, *found in self.batch:
-            path, bound = self._paths[node], bind_arguments(node)
-            count = self._counts[path] = self._counts.get(path, 0) + 1
-            for argument, value in zip(("running_mean", "running_var"), found, strict=True):
-                name = str(bound[argument].target)
-                if name in self._averages:
-                    self._averages[name].lerp_(value, 1.0 / count)
-                else:
-                    self._averages[name] = value.clone()
-        self.batch = []
+        """Add the statistics of a batch to the averages."""
         self.batches += 1
+        if self.batch:
+            device = self.batch[0].rows.device
+            found = torch.cat([rows.flatten().to(device) for _, rows in self.batch])
+            if self.batches == 1:
+                self._first, self._average = self.batch, found
+            else:
+                self._average.lerp_(found, 1.0 / self.batches)
+        self.batch, self._room = [], None
 
     def averages_of_batches(self) -> dict[str, torch.Tensor]:
-        """The averages by the names of the buffers.
+        """The averages by the names of the buffers; all calls of a module count.
 
         Raises:
             UsageError: there was no batch.
         """
         if not self.batches:
             raise UsageError(_NO_BATCH)
-        return self._averages
+        found: dict[str, list[torch.Tensor]] = {}
+        pieces = self._average.split([rows.numel() for _, rows in self._first])
+        for (node, rows), piece in zip(self._first, pieces, strict=True):
+            mean, var = piece.to(rows).view(2, -1).unbind()
+            norm = self._norms[node]
+            found.setdefault(norm.mean, []).append(mean)
+            found.setdefault(norm.var, []).append(var)
+        return {
+            name: torch.stack(calls).mean(0) if len(calls) > 1 else calls[0]
+            for name, calls in found.items()
+        }

@@ -132,13 +132,11 @@ class NestedModel(Holder):
         """The flat outputs of ``subnet``; with ``norms`` on the statistics of this batch."""
         bound = self._bind(subnet, self._program.batch_size(flat))
         own = self.own_tensors(subnet, training=self.training, statistics=norms is None)
-        reuse = self._reuse
-        if reuse is not None and self._program.frame.trains(self):
-            reuse.forget()  # norms write their statistics without a sign
-        elif reuse is not None:
-            tokens = self._overlays.tokens(subnet, self.switchable_norms, norms is None)
-            return reuse.run(self, bound, flat, own, tokens, norms)
-        return Run(self, bound, flat, own, {} if norms is None else norms.calls).finish()
+        run = Run(self, bound, flat, own, {} if norms is None else norms.calls)
+        if self._reuse is None:
+            return run.finish()
+        tokens = self._overlays.tokens(subnet, self.switchable_norms, norms is None)
+        return self._reuse.run(run, flat, tokens, norms)
 
     def subnet_of_call(self, inputs: Iterable[Any]) -> Subnet:
         """The subnet that a forward on these inputs runs: in training a new draw."""
@@ -176,7 +174,7 @@ class NestedModel(Holder):
     ) -> dict[str, torch.Tensor]:
         """The tensors that ``subnet`` has of its own, by name; None is one of other positions."""
         shared, switch = self.named_tensors, self.switchable_norms
-        if not training:
+        if statistics and not training:
             self._overlays.follow(self)
         return self._overlays.of(subnet, training, shared, switch, statistics)
 
@@ -236,7 +234,7 @@ class NestedModel(Holder):
         the model was captured with by keyword lie in a dict behind the others.
         """
         whole = self.space.complete(subnet)
-        norms = BatchStatistics(self._program.norm_paths)
+        norms = BatchStatistics(self._program.norms)
         device, keywords = device_of(self), self.graph.capture.example_kwargs
         with in_eval(self), torch.no_grad():
             for batch in batches:
@@ -244,8 +242,7 @@ class NestedModel(Holder):
                 norms.close_batch()
         own, averages = self.own_tensors(whole, statistics=False), norms.averages_of_batches()
         full = {name: own.get(name, get_tensor(self, name)) for name in averages}
-        self._overlays.note(whole, self._program.plans(self.keep(whole)), full, averages)
-        self._overlays.follow(self, same=True)
+        self._overlays.note(self, whole, self._program.plans(self.keep(whole)), full, averages)
 
     def is_calibrated(self, subnet: Mapping[str, int]) -> bool:
         """Whether :meth:`calibrate` has statistics of ``subnet``."""
@@ -340,8 +337,7 @@ class NestedModel(Holder):
             reestimate_batch_norm(slim, calibrate, self.graph.capture.example_kwargs)
             if whole is not None:
                 found = dict(slim.named_buffers())
-                self._overlays.note(whole, self._program.plans(keep), tensors, found)
-                self._overlays.follow(self, same=True)
+                self._overlays.note(self, whole, self._program.plans(keep), tensors, found)
         if as_original_class:
             original = self.graph.capture.model
             return in_original_class(original, slim, self.example_inputs, self.example_kwargs)

@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx, nn
@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from nestify.aliasing import written
 from nestify.autocasting import Block, blocks_of
+from nestify.calibration import Norm
 from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.dims import Dim, Expr, all_dims, resolve
 from nestify.errors import UsageError
@@ -84,12 +85,19 @@ class Program:
             for end in (self.slots[last[n]],)
         ]
         self._alike = [(dims, _Kept.of_all(dims)) for dims in alike]
-        self._spelled = [i for i, s in enumerate(self.steps) if graph.calls[s.node].literals]
+        self._spelled = [
+            (i, self._literals(s)) for i, s in enumerate(self.steps) if graph.calls[s.node].literals
+        ]
 
     @cached_property
-    def norm_paths(self) -> Mapping[fx.Node, str]:
-        """The module of each batch norm call whose statistics an extracted network estimates."""
-        return norm_paths(self.graph)
+    def norms(self) -> Mapping[fx.Node, Norm]:
+        """The batch norm calls whose statistics an extracted network estimates."""
+        found: dict[fx.Node, Norm] = {}
+        for node, path in norm_paths(self.graph).items():
+            bound = bind_arguments(node)
+            mean, var = str(bound["running_mean"].target), str(bound["running_var"].target)
+            found[node] = Norm(path, mean, var, len(self.graph.capture.tensors[mean]))
+        return found
 
     @cached_property
     def _overwritten(self) -> set[fx.Node]:
@@ -164,12 +172,9 @@ class Program:
     def _step(self, node: fx.Node, frees: tuple[int, ...]) -> Step:
         args, kwargs = self._slotted(node.args), self._slotted(dict(node.kwargs))
         modes = self.graph.capture.mode_args
-        changed = {
-            name: modes[node.name, name]
-            for name in bind_arguments(node)
-            if (node.name, name) in modes
-        }
-        in_training = _replaced(node, args, kwargs, changed) if changed else None
+        names = list(bind_arguments(node))
+        changed = {name: modes[node.name, name] for name in names if (node.name, name) in modes}
+        in_training = _replaced(names, args, kwargs, changed) if changed else None
         path = str(node.meta["path"])
         return Step(node, self.slots[node], path, run_of(node), args, kwargs, in_training, frees)
 
@@ -209,8 +214,8 @@ class Program:
     ) -> tuple[list[Step], Sequence[Read]]:
         """The steps, spelled for ``room``, and tensors that are left without the dropped blocks."""
         steps = self.steps.copy()
-        for i in self._spelled:
-            steps[i] = self._respelled(steps[i], room)
+        for i, literals in self._spelled:
+            steps[i] = literals.respelled(steps[i], room)
         if not bypass:
             return steps, self._tensors
         live = live_nodes(self.graph, bypass)
@@ -228,19 +233,14 @@ class Program:
         args = (Slot(self.slots[stays]),)
         return step._replace(run=run, args=args, kwargs={}, in_training=None)
 
-    def _respelled(self, step: Step, keep: Keep) -> Step:
-        literals = self.graph.calls[step.node].literals
-        bound = bind_arguments(step.node)
-        spelled = {
-            name: keep.literal(self._slotted(bound[name]), expr)
+    def _literals(self, step: Step) -> _Literals:
+        bound, literals = bind_arguments(step.node), self.graph.calls[step.node].literals
+        values = {
+            name: (self._slotted(bound[name]), expr)
             for name, expr in literals.items()
             if bound[name] is not None
         }
-        args, kwargs = _replaced(step.node, step.args, step.kwargs, spelled)
-        in_training = step.in_training
-        if in_training is not None:
-            in_training = _replaced(step.node, *in_training, spelled)
-        return step._replace(args=args, kwargs=kwargs, in_training=in_training)
+        return _Literals(list(bound), values)
 
     def run(
         self,
@@ -267,6 +267,24 @@ class Program:
         of an argument, is what runs.
         """
         return Run(root, bound, flat, own).walk()
+
+
+class _Literals(NamedTuple):
+    """The ``names`` of the arguments of a call, and those ``values`` in which it spells out sizes,
+    with the expressions of these.
+    """
+
+    names: Sequence[str]
+    values: Mapping[str, tuple[Any, Any]]
+
+    def respelled(self, step: Step, keep: Keep) -> Step:
+        """The step with the sizes of what is kept."""
+        new = {name: keep.literal(value, expr) for name, (value, expr) in self.values.items()}
+        args, kwargs = _replaced(self.names, step.args, step.kwargs, new)
+        in_training = step.in_training
+        if in_training is not None:
+            in_training = _replaced(self.names, *in_training, new)
+        return step._replace(args=args, kwargs=kwargs, in_training=in_training)
 
 
 class _Kept:
@@ -318,10 +336,9 @@ def _cut(dims: Dims, kept: Sequence[_Kept], keep: Keep, room: Keep) -> tuple[Pla
 
 
 def _replaced(
-    node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], new: Mapping[str, Any]
+    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], new: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments with some values replaced by name, wherever they are given."""
-    names = list(bind_arguments(node))
     given = names[: len(args)]
     spelled = tuple(new.get(name, arg) for name, arg in zip(given, args, strict=False))
     return spelled, {**kwargs, **{n: v for n, v in new.items() if n not in given}}

@@ -98,7 +98,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def digest(tensor: torch.Tensor) -> bytes:
     """128 bits that tell the bits of one tensor from those of others."""
     words = _words(tensor).cpu().numpy()
-    return hashlib.blake2b(words.tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(words.data, digest_size=16).digest()
 
 
 def twin(tensor: torch.Tensor) -> torch.Tensor:
@@ -264,6 +264,5 @@ def _words(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
     flat = tensor.reshape(-1).contiguous()
     size = flat.element_size()
-    start, length = flat.storage_offset() * size, flat.numel() * size
-    widths = (w for w in _WORDS if not start % w.itemsize and not length % w.itemsize)
-    return flat.view(next(widths))
+    ends = flat.storage_offset() * size | flat.numel() * size
+    return flat.view(next(width for width in _WORDS if not ends % width.itemsize))

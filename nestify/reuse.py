@@ -10,7 +10,7 @@ what is kept is forgotten as soon as it, or a tensor of the model, is written in
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -23,7 +23,7 @@ from nestify.aliasing import written_operands
 from nestify.calibration import BatchStatistics, Moments
 from nestify.cuts import Cuts, Mark
 from nestify.recognition import UNCHANGED, Look, Weights, look_at, twin
-from nestify.running import Bound, Run
+from nestify.running import Run, Slices
 from nestify.states import Inputs, State, States, storages_of
 
 __all__ = ["Reuse"]
@@ -44,7 +44,7 @@ class Reuse:
         self.weights = Weights(cuts.first_reads)
         self.writers = {node for node in cuts.slots if any(written_operands(node))}
         self.hits = self.misses = self.steps_run = self.steps_skipped = 0
-        self._ready: tuple[Hashable, dict[int, Any]] = None, {}
+        self._slices: tuple[Hashable, Slices] = None, Slices()
 
     @property
     def bytes_held(self) -> int:
@@ -55,34 +55,35 @@ class Reuse:
         """Drop all that is kept."""
         self.states.drop_where(lambda _: True)
         self.weights = Weights(self.cuts.first_reads)
-        self._ready = None, {}
+        self._slices = None, Slices()
 
     def run(
         self,
-        root: nn.Module,
-        bound: Bound,
+        run: Run,
         flat: Sequence[Any],
-        own: Mapping[str, torch.Tensor],
         tokens: Mapping[str, Hashable],
         norms: BatchStatistics | None = None,
     ) -> list[Any]:
-        """The flat outputs of a pass; ``tokens`` tell the tensors in ``own`` apart from others.
+        """The flat outputs of a pass on the inputs ``flat``; ``tokens`` tell the tensors that its
+        subnet has of its own apart from others.
 
         With ``norms`` BatchNorms run on the statistics of the batch, which are noted there.
         """
-        run = Run(root, bound, flat, own, {} if norms is None else norms.calls)
+        if run.in_training:
+            self.forget()  # norms write their statistics without a sign
+            return run.finish()
         # Whoever counts or changes calls by a mode of torch means to see all of them.
         plain = torch.is_grad_enabled() or is_in_torch_dispatch_mode()
         look = None if plain else look_at(flat)
-        changed = None if look is None else self.weights.first_change(root)
+        changed = None if look is None else self.weights.first_change(run.root)
         if look is None or changed is None:
             return run.finish()
         if changed != UNCHANGED:
             self.states.drop_where(lambda state: state.place >= changed)
-        slices = bound, run.turned, torch.is_inference_mode_enabled()
-        if changed != UNCHANGED or self._ready[0] != slices:
-            self._ready = slices, {}
-        run.ready = self._ready[1]
+        kind = run.bound, run.turned, torch.is_inference_mode_enabled()
+        if changed != UNCHANGED or self._slices[0] != kind:
+            self._slices = kind, Slices()
+        run.slices = self._slices[1]
         return _Pass(self, run, look, tokens, norms).outputs()
 
 
@@ -124,8 +125,7 @@ class _Pass:
                 behind = {}
         self.reuse.steps_skipped += skipped
         self.reuse.steps_run += self.run.at - skipped
-        slices = storages_of(list(self.run.ready.values())).keys() - self.reuse.weights.addresses
-        return [self._handed_out(value, slices) for value in outputs]
+        return [self._handed_out(value) for value in outputs]
 
     def _start(self) -> dict[int, Mark]:
         """Go to the last cut whose state is known; returns the cuts behind by their steps."""
@@ -175,8 +175,7 @@ class _Pass:
         fresh = [] if self.norms is None else self.norms.batch[len(self.moments) :]
         for moments in fresh:
             self.moments.append(moments)
-            for tensor in (moments.mean, moments.var):
-                self.storages.update(storages_of(tensor))
+            self.storages |= storages_of(moments.rows)
         return self.storages
 
     def _copied(self, value: Any) -> Any:
@@ -197,10 +196,12 @@ class _Pass:
             self.states.drop_where(lambda state: bool(state.storages.keys() & written))
         return not written & (self.given | self.reuse.weights.addresses)
 
-    def _handed_out(self, value: Any, slices: Set[int]) -> Any:
+    def _handed_out(self, value: Any) -> Any:
         """The caller may write into what it gets, so it gets no memory of states or slices."""
+        slices, weights = self.run.slices.addresses(), self.reuse.weights.addresses
         held = any(
-            address in slices or self.states.holds(address) for address in storages_of(value)
+            (address in slices and address not in weights) or self.states.holds(address)
+            for address in storages_of(value)
         )
         return twin(value) if held and isinstance(value, torch.Tensor) else value
 

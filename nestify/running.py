@@ -5,8 +5,9 @@ A pass may start in the middle, given the values that cross that place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -120,13 +121,34 @@ class Bound:
     channels_last: bool = False
 
 
+class Slices:
+    """What passes of one subnet made of the tensors of the model alone.
+
+    ``of_tensors`` has the slices by slot, ``merged`` the weights of convolutions whose groups were
+    merged, with the slices that they were made of.
+    """
+
+    def __init__(self) -> None:
+        self.of_tensors: dict[int, torch.Tensor] = {}
+        self.merged: dict[int, tuple[torch.Tensor, tuple[torch.Tensor, int]]] = {}
+        self._addresses: set[int] = set()
+        self._located = 0
+
+    def addresses(self) -> Set[int]:
+        """Where the memory of the slices lies; none is ever replaced."""
+        fresh = islice(self.of_tensors.values(), self._located, None)
+        self._addresses.update(value.untyped_storage().data_ptr() for value in fresh)
+        self._located = len(self.of_tensors)
+        return self._addresses
+
+
 class Run:
     """One pass on the tensors of ``root``, each module of it in its own mode.
 
     ``own`` has tensors, by name and of the full size, to use instead; ``special`` runs the calls of
-    some nodes, given their arguments, in place of the ops. ``ready`` holds what an earlier pass
-    made of the tensors of ``root`` alone. ``at`` is the index of the next step, ``env`` holds the
-    values by slot.
+    some nodes, given their arguments, in place of the ops. ``slices`` holds what an earlier pass
+    made. ``at`` is the index of the next step, ``env`` holds the values by slot, ``in_training``
+    says whether any call runs as in training.
     """
 
     def __init__(
@@ -139,7 +161,8 @@ class Run:
     ) -> None:
         self.root, self.bound, self.frame = root, bound, bound.frame
         self.own, self.special = own, special
-        self.ready: dict[int, Any] = {}
+        self.slices = Slices()
+        self.in_training = self.frame.trains(root)
         self.at = 0
         self.env: list[Any] = [None] * len(self.frame.slots)
         self.env.append(next((v.device for v in flat if isinstance(v, torch.Tensor)), None))
@@ -161,7 +184,7 @@ class Run:
         """
         root, bound, frame, env = self.root, self.bound, self.frame, self.env
         written = self._read_tensors()
-        in_training = frame.trains(root)
+        in_training = self.in_training
         for step in bound.steps[self.at :]:
             args, kwargs = step.args, step.kwargs
             if in_training and step.in_training is not None and trains(root, step.path):
@@ -216,6 +239,7 @@ class Run:
         bound, env, writes = self.bound, self.env, self.frame.written
         first = bound.steps[self.at].out if self.at else 0
         written: list[tuple[Read, torch.Tensor]] = []
+        ready = self.slices.of_tensors
         for read in bound.tensors:
             if read.last < first:
                 continue
@@ -225,9 +249,9 @@ class Run:
             elif read.name in self.own:
                 env[read.out] = self._sliced(read)
             else:
-                if read.out not in self.ready:
-                    self.ready[read.out] = self._sliced(read)
-                env[read.out] = self.ready[read.out]
+                if read.out not in ready:
+                    ready[read.out] = self._sliced(read)
+                env[read.out] = ready[read.out]
         return written
 
     def _sliced(self, read: Read) -> torch.Tensor:
@@ -297,9 +321,9 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 def _in_groups(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
     x, weight, *others, groups = args
     if run.turned and not torch.is_grad_enabled():
-        before, made = run.ready.get(step.out, (None, None))
-        if before is not weight:
-            before, made = run.ready[step.out] = weight, merged_groups(weight, groups)
+        before, made = run.slices.merged.get(step.out, (None, None))
+        if before is not weight or made is None:
+            _, made = run.slices.merged[step.out] = weight, merged_groups(weight, groups)
         weight, groups = made
     target: Any = step.node.target
     return target(x, weight, *others, groups)

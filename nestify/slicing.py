@@ -216,14 +216,18 @@ def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:
     >>> x
     tensor([0., 5., 0., 6.])
     """
-    if all(isinstance(kept, int) for _, kept in plan):
-        cut(tensor, plan).copy_(value)
-        return
-    places = [torch.arange(size, device=tensor.device) for size in value.shape]
-    for position, kept in plan:
-        if not isinstance(kept, int):
-            places[position] = kept.to(tensor.device)
-    tensor[torch.meshgrid(*places, indexing="ij")] = value
+    first_ones = cut(tensor, [(position, kept) for position, kept in plan if isinstance(kept, int)])
+    places = [(position, kept) for position, kept in plan if not isinstance(kept, int)]
+    if not places:
+        first_ones.copy_(value)
+    elif len(places) == 1:
+        position, kept = places[0]
+        first_ones.index_copy_(position, kept.to(tensor.device), value.to(tensor))
+    else:
+        grid = [torch.arange(size, device=tensor.device) for size in value.shape]
+        for position, kept in places:
+            grid[position] = kept.to(tensor.device)
+        first_ones[torch.meshgrid(*grid, indexing="ij")] = value
 
 
 def check_positions(name: str, size: int, positions: Any) -> torch.Tensor:

@@ -157,4 +157,4 @@ def storages_of(values: Any) -> dict[int, int]:
     # Most values are one tensor, and pytree takes longer to say so than a small call to run.
     leaves = [values] if isinstance(values, torch.Tensor) else pytree.tree_leaves(values)
     found = (leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor))
-    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
+    return {storage.data_ptr(): size for storage in found if (size := storage.nbytes())}
