@@ -209,7 +209,7 @@ def cut(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
 
 
 def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:
-    """Write ``value``, as large as what is kept, into its places in ``tensor``.
+    """Write ``value``, as large as what is kept, into its places in ``tensor``, in its precision.
 
     >>> x = torch.zeros(4)
     >>> put(x, [(0, torch.tensor([1, 3]))], torch.tensor([5.0, 6.0]))
@@ -227,7 +227,7 @@ def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:
         grid = [torch.arange(size, device=tensor.device) for size in value.shape]
         for position, kept in places:
             grid[position] = kept.to(tensor.device)
-        first_ones[torch.meshgrid(*grid, indexing="ij")] = value
+        first_ones[torch.meshgrid(*grid, indexing="ij")] = value.to(tensor)
 
 
 def check_positions(name: str, size: int, positions: Any) -> torch.Tensor:

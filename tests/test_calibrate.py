@@ -109,6 +109,29 @@ def test_statistics_are_those_of_the_extracted_network(name: str, dtype: torch.d
     assert all(torch.equal(buffer, before[name]) for name, buffer in nested.named_buffers())
 
 
+class InTwoPrecisions(nn.Module):
+    """Ends in double precision, norms included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).double()
+        self.third = nn.Sequential(nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.first(x).double()).float())
+
+
+def test_norms_of_two_precisions() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(n, 3, 9, 9) * 2 + 1,) for n in (6, 6, 4)]
+    nested = nestify.transform(InTwoPrecisions(), "fn3-channel{where=all}", batches[0]).eval()
+    for subnet in neighbours(nested.space, 4):
+        assert len(check(nested, subnet, batches)) == 6
+    kinds = [b.dtype for n, b in nested.named_buffers() if n.endswith("running_var")]
+    assert kinds == [torch.float32, torch.float64, torch.float32]
+
+
 def test_dropped_norms_have_no_statistics_to_estimate() -> None:
     nested, batches = nest("residual")
     (unit,) = (unit.name for unit in nested.space.units if unit.kind == "layer")
