@@ -84,6 +84,7 @@ def table(rows: list[Row]) -> list[Row]:
     found: list[Row] = []
     for (network, share, importance), mine in cases.items():
         line: Row = {"network": network, "MACs": share, "torch-pruning by": importance}
+        line["seeds"] = len(mine)
         for name in list(mine[0])[4:]:
             line[name] = statistics.mean(row[name] for row in mine)
         line["ahead by"] = line["nestify"] - line["torch-pruning"]

@@ -10,13 +10,23 @@ import torch
 from torch import fx, nn
 
 from nestify.capture import source_line
+from nestify.dims import Expr
 from nestify.errors import UsageError
+from nestify.slicing import Keep
 from nestify.trees import device_of, moved
 from nestify.usercode import kind_of
 
-__all__ = ["BatchStatistics", "Moments", "Norm", "call_of", "inputs_of", "reestimate_batch_norm"]
+__all__ = [
+    "BatchStatistics",
+    "Moments",
+    "NormCall",
+    "call_of",
+    "inputs_of",
+    "reestimate_batch_norm",
+]
 
 _NO_BATCH = "calibrate= holds no batch; pass at least one batch of inputs"
+_Kind = tuple[torch.dtype, torch.device]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -98,15 +108,15 @@ def reestimate_batch_norm(
     return count
 
 
-class Norm(NamedTuple):
-    """A call of a BatchNorm whose statistics are estimated: its module, the names of its running
-    mean and variance, and how many channels they have in the full network.
+class NormCall(NamedTuple):
+    """A call of a BatchNorm whose statistics are estimated: its module, its channels, and the names
+    of its running mean and variance.
     """
 
     path: str
+    channels: Expr
     mean: str
     var: str
-    channels: int
 
 
 class Moments(NamedTuple):
@@ -120,19 +130,19 @@ class BatchStatistics:
     """Averages statistics as :func:`reestimate_batch_norm` does, in passes over a captured graph.
 
     ``norms`` are the calls that have statistics to estimate. ``calls`` are to run in their place;
-    ``batch`` holds what they found in the batch at hand. All batches are of one subnet.
+    ``batch`` holds what they found in the batch at hand. All batches are of the subnet that
+    ``keep`` describes.
     """
 
-    def __init__(self, norms: Mapping[fx.Node, Norm]) -> None:
-        self._norms = norms
+    def __init__(self, norms: Mapping[fx.Node, NormCall], keep: Keep) -> None:
+        self._norms, self._keep = norms, keep
         self.calls: dict[fx.Node, Callable[[list[Any]], torch.Tensor]] = {
             node: partial(self._norm, node) for node in norms
         }
         self.batch: list[Moments] = []
         self.batches = 0
-        self._first: list[Moments] = []
-        self._average = torch.empty(0)  # of what the batches found, in a row
-        self._room: torch.Tensor | None = None
+        self._memory: dict[_Kind, torch.Tensor] = {}  # what is left of it for this batch
+        self._averages: dict[_Kind, tuple[list[Moments], torch.Tensor]] = {}
 
     def _norm(self, node: fx.Node, args: list[Any]) -> torch.Tensor:
         x, weight, bias, mean, _, _, _, eps, cudnn = args
@@ -143,38 +153,39 @@ class BatchStatistics:
                 f"BatchNorm {where} gets one value a channel in a calibration batch, "
                 f"{tuple(x.shape)}, which has no variance; pass larger batches"
             )
-        rows = self._zeros(mean)
+        rows = self._zeros((mean.dtype, mean.device), len(mean))
         self.batch.append(Moments(node, rows))
         mean, var = rows.unbind()
         return torch.batch_norm(x, weight, bias, mean, var, True, 1.0, eps, cudnn)
 
-    def _zeros(self, mean: torch.Tensor) -> torch.Tensor:
-        """Two rows like ``mean``, in memory that all calls of a batch share: whoever keeps some of
-        them has one place to account for.
+    def _zeros(self, kind: _Kind, channels: int) -> torch.Tensor:
+        """Two rows of zeros, in memory that the calls of one kind share from here to the end of a
+        batch: whoever keeps them has few places to account for.
         """
-        count, room = 2 * len(mean), self._room
-        kind = mean.dtype, mean.device
-        if room is None or len(room) < count or (room.dtype, room.device) != kind:
-            most = 2 * sum(norm.channels for norm in self._norms.values())
-            done = sum(rows.numel() for _, rows in self.batch)
-            room = mean.new_zeros(max(count, most - done))
-        self._room = room[count:]
-        return room[:count].view(2, -1)
+        count, memory = 2 * channels, self._memory.get(kind)
+        if memory is None:
+            done = {node for node, _ in self.batch}
+            sizes = (self._keep.size(n.channels) for at, n in self._norms.items() if at not in done)
+            memory = torch.zeros(2 * sum(sizes), dtype=kind[0], device=kind[1])
+        self._memory[kind] = memory[count:]
+        return memory[:count].view(2, -1)
 
     def close_batch(self) -> None:
-        """Add the statistics of a batch to the averages."""
+        """Add the statistics of a batch to the averages, those of one kind in a row."""
         self.batches += 1
-        if self.batch:
-            device = self.batch[0].rows.device
-            found = torch.cat([rows.flatten().to(device) for _, rows in self.batch])
+        calls: dict[_Kind, list[Moments]] = {}
+        for moments in self.batch:
+            calls.setdefault((moments.rows.dtype, moments.rows.device), []).append(moments)
+        for kind, mine in calls.items():
+            found = torch.cat([rows.flatten() for _, rows in mine])
             if self.batches == 1:
-                self._first, self._average = self.batch, found
+                self._averages[kind] = mine, found
             else:
-                self._average.lerp_(found, 1.0 / self.batches)
-        self.batch, self._room = [], None
+                self._averages[kind][1].lerp_(found, 1.0 / self.batches)
+        self.batch, self._memory = [], {}
 
     def averages_of_batches(self) -> dict[str, torch.Tensor]:
-        """The averages by the names of the buffers; all calls of a module count.
+        """The averages by the names of the buffers; all calls that write into one count the same.
 
         Raises:
             UsageError: there was no batch.
@@ -182,12 +193,12 @@ class BatchStatistics:
         if not self.batches:
             raise UsageError(_NO_BATCH)
         found: dict[str, list[torch.Tensor]] = {}
-        pieces = self._average.split([rows.numel() for _, rows in self._first])
-        for (node, rows), piece in zip(self._first, pieces, strict=True):
-            mean, var = piece.to(rows).view(2, -1).unbind()
-            norm = self._norms[node]
-            found.setdefault(norm.mean, []).append(mean)
-            found.setdefault(norm.var, []).append(var)
+        for calls, average in self._averages.values():
+            pieces = average.split([rows.numel() for _, rows in calls])
+            for (node, _), piece in zip(calls, pieces, strict=True):
+                mean, var = piece.view(2, -1).unbind()
+                found.setdefault(self._norms[node].mean, []).append(mean)
+                found.setdefault(self._norms[node].var, []).append(var)
         return {
             name: torch.stack(calls).mean(0) if len(calls) > 1 else calls[0]
             for name, calls in found.items()

@@ -234,7 +234,8 @@ class NestedModel(Holder):
         the model was captured with by keyword lie in a dict behind the others.
         """
         whole = self.space.complete(subnet)
-        norms = BatchStatistics(self._program.norms)
+        keep = self.keep(whole)
+        norms = BatchStatistics(self._program.norms, keep)
         device, keywords = device_of(self), self.graph.capture.example_kwargs
         with in_eval(self), torch.no_grad():
             for batch in batches:
@@ -242,7 +243,7 @@ class NestedModel(Holder):
                 norms.close_batch()
         own, averages = self.own_tensors(whole, statistics=False), norms.averages_of_batches()
         full = {name: own.get(name, get_tensor(self, name)) for name in averages}
-        self._overlays.note(self, whole, self._program.plans(self.keep(whole)), full, averages)
+        self._overlays.note(self, whole, self._program.plans(keep), full, averages)
 
     def is_calibrated(self, subnet: Mapping[str, int]) -> bool:
         """Whether :meth:`calibrate` has statistics of ``subnet``."""
@@ -372,6 +373,7 @@ class NestedModel(Holder):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NestedModel:
         """Copy the weights and share the analysis, which never changes."""
+        self._overlays.follow(self)
         memo[id(self.graph)] = self.graph
         lazy = (vars(self).get(name) for name in ("pricing", "cuts"))
         for value in (self._groups, self._program, self._bindings, *lazy):

@@ -145,10 +145,15 @@ class Overlays:
         of weights is. ``same``: they are a copy of those of before.
         """
         if self._statistics or same:
-            written = _writes(root)
-            if written != self._written and not same:
-                self.forget()
-            self._written = written
+            self._see(root, same=same)
+
+    def _see(self, root: nn.Module, *, same: bool = False) -> None:
+        written = sum(
+            0 if weight.is_inference() else weight._version for weight in weights_in(root)
+        )
+        if written != self._written and not same:
+            self.forget()
+        self._written = written
 
     def apply(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Change the statistics as the model's own tensors are: to another dtype or device."""
@@ -171,10 +176,7 @@ class Overlays:
         """Note the statistics in ``own`` that were just estimated for the weights that ``root`` has
         now, cut as ``plans`` say.
         """
-        written = _writes(root)
-        if written != self._written:
-            self.forget()
-        self._written = written
+        self._see(root)
         found: dict[str, torch.Tensor] = {}
         with torch.inference_mode(False):  # they may serve a call with gradients later
             for name in self._averaged:
@@ -187,11 +189,6 @@ class Overlays:
         if len(self._statistics) > _LIMIT:
             oldest, _ = self._statistics.popitem(last=False)
             del self._tokens[oldest]
-
-
-def _writes(root: nn.Module) -> int:
-    """How often the weights were written into, as far as torch tells."""
-    return sum(0 if weight.is_inference() else weight._version for weight in weights_in(root))
 
 
 def check_norms(norms: SwitchableNorms | None, state: Mapping[str, Any], prefix: str) -> None:

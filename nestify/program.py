@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from nestify.aliasing import written
 from nestify.autocasting import Block, blocks_of
-from nestify.calibration import Norm
+from nestify.calibration import NormCall
 from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.dims import Dim, Expr, all_dims, resolve
 from nestify.errors import UsageError
@@ -90,13 +90,13 @@ class Program:
         ]
 
     @cached_property
-    def norms(self) -> Mapping[fx.Node, Norm]:
+    def norms(self) -> Mapping[fx.Node, NormCall]:
         """The batch norm calls whose statistics an extracted network estimates."""
-        found: dict[fx.Node, Norm] = {}
+        found: dict[fx.Node, NormCall] = {}
         for node, path in norm_paths(self.graph).items():
             bound = bind_arguments(node)
             mean, var = str(bound["running_mean"].target), str(bound["running_var"].target)
-            found[node] = Norm(path, mean, var, len(self.graph.capture.tensors[mean]))
+            found[node] = NormCall(path, self.graph.tensor_dims[mean][0], mean, var)
         return found
 
     @cached_property
@@ -249,8 +249,8 @@ class Program:
         flat: Sequence[Any],
         own: Mapping[str, torch.Tensor] = _NONE,
     ) -> list[Any]:
-        """Run on the tensors of ``root``, each module of it in its own mode; returns the flat
-        outputs. ``own`` has tensors, by name and of the full size, to use instead.
+        """Run on the tensors of ``root``, each module of it in the mode that it has now; returns
+        the flat outputs. ``own`` has tensors, by name and of the full size, to use instead.
         """
         return Run(root, bound, flat, own).finish()
 

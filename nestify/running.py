@@ -122,10 +122,9 @@ class Bound:
 
 
 class Slices:
-    """What passes of one subnet made of the tensors of the model alone.
-
-    ``of_tensors`` has the slices by slot, ``merged`` the weights of convolutions whose groups were
-    merged, with the slices that they were made of.
+    """What passes of one subnet leave for the next: slices of what is shared by all subnets, by
+    slot in ``of_tensors``, and weights of convolutions whose groups were ``merged``, with the
+    slices that these were made of.
     """
 
     def __init__(self) -> None:
@@ -135,7 +134,7 @@ class Slices:
         self._located = 0
 
     def addresses(self) -> Set[int]:
-        """Where the memory of the slices lies; none is ever replaced."""
+        """Where the memory of ``of_tensors`` lies, of which none is replaced."""
         fresh = islice(self.of_tensors.values(), self._located, None)
         self._addresses.update(value.untyped_storage().data_ptr() for value in fresh)
         self._located = len(self.of_tensors)
@@ -143,11 +142,11 @@ class Slices:
 
 
 class Run:
-    """One pass on the tensors of ``root``, each module of it in its own mode.
+    """One pass on the tensors of ``root``, each module of it in the mode that it has now.
 
     ``own`` has tensors, by name and of the full size, to use instead; ``special`` runs the calls of
     some nodes, given their arguments, in place of the ops. ``slices`` holds what an earlier pass
-    made. ``at`` is the index of the next step, ``env`` holds the values by slot, ``in_training``
+    left. ``at`` is the index of the next step, ``env`` holds the values by slot, ``in_training``
     says whether any call runs as in training.
     """
 
@@ -321,10 +320,10 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 def _in_groups(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
     x, weight, *others, groups = args
     if run.turned and not torch.is_grad_enabled():
-        before, made = run.slices.merged.get(step.out, (None, None))
-        if before is not weight or made is None:
-            _, made = run.slices.merged[step.out] = weight, merged_groups(weight, groups)
-        weight, groups = made
+        known = run.slices.merged.get(step.out)
+        if known is None or known[0] is not weight:
+            known = run.slices.merged[step.out] = weight, merged_groups(weight, groups)
+        weight, groups = known[1]
     target: Any = step.node.target
     return target(x, weight, *others, groups)
 

@@ -209,25 +209,25 @@ def cut(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
 
 
 def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:
-    """Write ``value``, as large as what is kept, into its places in ``tensor``, in its precision.
+    """Write ``value``, as large as what is kept, into its places in ``tensor``, as its dtype.
 
     >>> x = torch.zeros(4)
     >>> put(x, [(0, torch.tensor([1, 3]))], torch.tensor([5.0, 6.0]))
     >>> x
     tensor([0., 5., 0., 6.])
     """
-    first_ones = cut(tensor, [(position, kept) for position, kept in plan if isinstance(kept, int)])
+    view = cut(tensor, [(position, kept) for position, kept in plan if isinstance(kept, int)])
     places = [(position, kept) for position, kept in plan if not isinstance(kept, int)]
     if not places:
-        first_ones.copy_(value)
+        view.copy_(value)
     elif len(places) == 1:
         position, kept = places[0]
-        first_ones.index_copy_(position, kept.to(tensor.device), value.to(tensor))
+        view.index_copy_(position, kept.to(tensor.device), value.to(tensor))
     else:
         grid = [torch.arange(size, device=tensor.device) for size in value.shape]
         for position, kept in places:
             grid[position] = kept.to(tensor.device)
-        first_ones[torch.meshgrid(*grid, indexing="ij")] = value.to(tensor)
+        view[torch.meshgrid(*grid, indexing="ij")] = value.to(tensor)
 
 
 def check_positions(name: str, size: int, positions: Any) -> torch.Tensor:

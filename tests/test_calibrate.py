@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nestify
-from nestify.calibration import reestimate_batch_norm
+from nestify.calibration import BatchStatistics, reestimate_batch_norm
+from nestify.states import storages_of
 from tests.reuse.evaluations import evaluate, neighbours, nest, same
 from tests.reuse.subjects import WITH_NORMS, Batch
 
@@ -110,7 +111,7 @@ def test_statistics_are_those_of_the_extracted_network(name: str, dtype: torch.d
 
 
 class InTwoPrecisions(nn.Module):
-    """Ends in double precision, norms included."""
+    """Its middle is in double precision, with the norm there."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,6 +235,28 @@ def test_a_calibrated_child_costs_its_suffix_twice() -> None:
         with nested.activate(plain):  # on the shared statistics: nothing to start with
             nested(x.clone())
         assert reuse.misses == 3
+
+
+def test_statistics_hold_no_more_memory_than_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    nested, batches = nest("mobilenet")
+    held: list[tuple[int, int]] = []
+    close_batch = BatchStatistics.close_batch
+
+    def spy(statistics: BatchStatistics) -> None:
+        rows = [rows for _, rows in statistics.batch]
+        held.append((sum(storages_of(rows).values()), sum(x.nbytes for x in rows)))
+        close_batch(statistics)
+
+    monkeypatch.setattr(BatchStatistics, "close_batch", spy)
+    parent = nested.space.at(0.5)
+    with torch.no_grad(), nested.reusing() as reuse:
+        nested.calibrate(parent, batches[:1])
+        for unit in nested.space.units:
+            nested.calibrate(nestify.Subnet(dict(parent) | {unit.name: 1}), batches[:1])
+    (first, needed), *children = held
+    assert first == needed
+    assert reuse.hits + 1 >= len(children) > 3
+    assert all(size <= first + needed for size, needed in children)  # the parent's, and their own
 
 
 class ByKeyword(nn.Module):

@@ -81,6 +81,7 @@ def test_statistics_are_of_the_weights_they_were_estimated_with(asked: bool) -> 
     assert copy.deepcopy(nested).is_calibrated(small)
     with torch.no_grad():  # as an average of weights is written, in eval
         next(nested.parameters()).mul_(2)
+    assert not copy.deepcopy(nested).is_calibrated(small)
     if asked:
         assert not nested.is_calibrated(small)
     nested.calibrate(large, batches)
