@@ -148,6 +148,9 @@ class Overlays:
             self._see(root, same=same)
 
     def _see(self, root: nn.Module, *, same: bool = False) -> None:
+        """Note how often the weights were written; where that is new, what was estimated before
+        goes, unless they are the ``same``.
+        """
         written = sum(
             0 if weight.is_inference() else weight._version for weight in weights_in(root)
         )
