@@ -34,6 +34,7 @@ from nestify.modes import in_eval, modes_in_training
 from nestify.original import as_original_class as in_original_class
 from nestify.overlays import Overlays, SwitchableNorms, check_norms
 from nestify.program import Program
+from nestify.refitting import refitted
 from nestify.reuse import Reuse
 from nestify.running import Bound, Run
 from nestify.slicing import Keep
@@ -311,6 +312,7 @@ class NestedModel(Holder):
         subnet: Mapping[str, Any],
         calibrate: Iterable[Any] | None = None,
         *,
+        refit: bool = False,
         as_original_class: bool = False,
         verify: bool = True,
     ) -> Any:
@@ -330,11 +332,15 @@ class NestedModel(Holder):
         keep = self.keep(subnet)
         whole = sizes_of(self.space, subnet)
         own = self.own_tensors(whole)
+        if refit:
+            calibrate = list(calibrate or ())
+            full = self.own_tensors(self.space.largest())
+            own |= refitted(self._program, self, keep, calibrate, own, full)
         tensors = dict(self.named_tensors()) | own
         slim = emit(self.graph, tensors, keep)
         if verify:
             verify_extracted(self, self._program, keep, slim, own)
-        if calibrate is not None:
+        if calibrate is not None and not refit:
             reestimate_batch_norm(slim, calibrate, self.graph.capture.example_kwargs)
             if whole is not None:
                 found = dict(slim.named_buffers())

@@ -17,15 +17,13 @@ from torch import Tensor, fx
 from nestify.dims import Dim, resolve
 from nestify.groups import Graph
 from nestify.moments import Moments, zca
-from nestify.passes.fitting import unexplained
+from nestify.fitting import unexplained
 from nestify.passes.partition import Partition, equal_blocks, free_blocks, in_order
-from nestify.passes.patches import Window
+from nestify.patches import Window, sampled
 from nestify.passes.spatial import Spatial
-from nestify.passes.walking import Walk
+from nestify.walking import Walk
 
-__all__ = ["Choice", "Layout", "choose_blocks", "sampled"]
-
-_ROWS = 20_000  # positions of a layer that are looked at, over all batches
+__all__ = ["Choice", "Layout", "choose_blocks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ def choose_blocks(
     moments = {conv.weight: Moments() for conv in plan}
     owner = {node: conv for conv in plan for node in conv.nodes}
     layout, chosen = Layout(), dict[str, Choice]()
-    for stop in Walk(graph, batches).stops():
+    for stop in Walk.of(graph, batches).stops():
         conv = owner.get(stop.node)
         if conv is None:
             continue
@@ -82,19 +80,6 @@ def choose_blocks(
             problem = _Problem(graph, conv, window, found, plan[conv], layout)
             chosen[conv.weight] = problem.choose(free=free)
     return chosen, layout
-
-
-def sampled(
-    window: Window, args: Sequence[list[Any]], outputs: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows and outputs at random positions of each batch, the same ones for the same sizes."""
-    for (x, *_), y in zip(args, outputs, strict=True):
-        count = window.positions(y)
-        draw = torch.Generator().manual_seed(count)
-        most = max(1, _ROWS // len(outputs))
-        places = torch.randperm(count, generator=draw)[:most] if count > most else None
-        chosen = torch.arange(count) if places is None else places
-        yield window.rows(x, chosen), window.outputs(y, chosen)
 
 
 class _Problem:

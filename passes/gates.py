@@ -20,7 +20,7 @@ from nestify.dims import Dim, dims_of
 from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.passes.reading import Reading, along, readings
-from nestify.passes.walking import change_operand, holder
+from nestify.walking import change_operand, holder
 from nestify.program import Program
 from nestify.rules import op_name
 from nestify.slicing import Keep

@@ -26,7 +26,7 @@ from nestify.passes.elimination import Rows, eliminate
 from nestify.passes.gates import Gates
 from nestify.passes.objectives import Loss, batch_loss, labels_of, loss_name
 from nestify.passes.reading import Reading, along, readings, weights_read
-from nestify.passes.walking import Walk, flat_batches
+from nestify.walking import Walk, flat_batches
 from nestify.valid import check, one_of
 
 __all__ = ["METHODS", "Importance", "Score", "measure"]
@@ -159,7 +159,7 @@ def _activation(graph: Graph, flat: Sequence[list[Any]]) -> dict[Dim, Score]:
         by_call.setdefault(reading.call, []).append(reading)
     weights = {name: tensor.detach() for name, tensor in graph.parameters()}
     found: dict[Dim, list[Tensor]] = {}
-    for stop in Walk(graph, flat).stops():
+    for stop in Walk.of(graph, flat).stops():
         for reading in by_call.get(stop.node, ()):
             values = stop.values(reading.source)
             if not (values[0].is_floating_point() or values[0].is_complex()):

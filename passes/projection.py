@@ -18,12 +18,12 @@ from torch import Tensor, fx, nn
 
 from nestify.compare import relative_distance
 from nestify.groups import Graph
-from nestify.passes.choosing import Choice, choose_blocks, sampled
-from nestify.passes.fitting import Fit
+from nestify.passes.choosing import Choice, choose_blocks
+from nestify.fitting import Fit
 from nestify.passes.grouped_weights import divide, regroup
-from nestify.passes.patches import Window
+from nestify.patches import Window, by_group, sampled
 from nestify.passes.spatial import Spatial, embeddings, find_spatial
-from nestify.passes.walking import Stop, Walk, flat_batches
+from nestify.walking import Stop, Walk, flat_batches
 from nestify.rewriting import Rewriter, permuted
 from nestify.rules import bind_arguments
 from nestify.trees import get_tensor, made_like
@@ -94,8 +94,8 @@ def project(
     plain = Rewriter(graph)
     for conv, groups in plan.items():
         regroup(plain, conv, groups, "extract", inserts=inserts[conv.weight])
-    reference = Walk(graph, batches).run()
-    plain_error = relative_distance(reference, Walk(plain.finish(()), batches).run())
+    reference = Walk.of(graph, batches).run()
+    plain_error = relative_distance(reference, Walk.of(plain.finish(()), batches).run())
     return Projected(final.finish(()), choices, error, plain_error, tuple(dict.fromkeys(wide)))
 
 
@@ -118,7 +118,7 @@ def _fitted(
 ) -> tuple[float, dict[str, Tensor]]:
     """Fit every call of ``parts`` in order; the error of the outputs, and the new tensors."""
     pending = Counter(part.dense for part in parts.values())
-    reference, walk = Walk(dense, batches), Walk(grouped, batches)
+    reference, walk = Walk.of(dense, batches), Walk.of(grouped, batches)
     targets = _targets(reference, set(pending))
     seen: dict[str, list[Tensor]] = {}
     tensors: dict[str, Tensor] = {}
@@ -163,22 +163,14 @@ def _fit(
     groups: int = bind_arguments(stop.node).get("groups", 1)
     weight = get_tensor(root, names[0])
     bias = None if names[1] is None else get_tensor(root, names[1])
-    count = len(weight) // groups
-    fits = [
-        Fit(
-            weight.detach()[g * count : (g + 1) * count].flatten(1),
-            None if bias is None else bias.detach()[g * count : (g + 1) * count],
-        )
-        for g in range(groups)
-    ]
+    apart = weight.detach().unflatten(0, (groups, -1)).flatten(2)
+    fit = Fit(apart, None if bias is None else bias.detach().unflatten(0, (groups, -1)))
     if window.rank:
         targets = [y[:, : len(weight)] for y in targets]
     for rows, outputs in sampled(window, stop.args, targets):
-        channels = rows.chunk(groups, 1)
-        for fit, read, made in zip(fits, channels, outputs.chunk(groups, 1), strict=True):
-            fit.add(read.flatten(1), made)
-    found = [fit.solve() for fit in fits]
+        fit.add(by_group(rows, groups).flatten(2), by_group(outputs, groups))
+    found, shift = fit.solve()
     with torch.no_grad():
-        weight.copy_(torch.cat([w for w, _ in found]).reshape(weight.shape))
-        if bias is not None:
-            bias.copy_(torch.cat([b for _, b in found if b is not None]))
+        weight.copy_(found.reshape(weight.shape))
+        if bias is not None and shift is not None:
+            bias.copy_(shift.flatten())

@@ -17,7 +17,7 @@ from nestify.errors import UsageError, VerificationError
 from nestify.groups import Change, Graph
 from nestify.passes.importance import METHODS, measure
 from nestify.passes.objectives import Loss
-from nestify.passes.walking import Walk, flat_batches
+from nestify.walking import Walk, flat_batches
 from nestify.rewriting import Rewriter, permuted
 from nestify.valid import check_fields, one_of
 
@@ -75,7 +75,7 @@ class Rank:
 def _check(graph: Graph, ranked: Graph, batches: list[Any] | None) -> None:
     """Run both graphs on one batch: what is claimed is checked."""
     flat = flat_batches(graph.capture, batches and batches[:1])
-    before, after = (Walk(each, flat).run() for each in (graph, ranked))
+    before, after = (Walk.of(each, flat).run() for each in (graph, ranked))
     dtypes = {tensor.dtype for tensor in (*before, *graph.capture.tensors.values())}
     limit = max((LIMITS[dtype] for dtype in dtypes if dtype in LIMITS), default=0.0)
     error = relative_error(before, after)

@@ -16,9 +16,9 @@ from torch import nn
 import nestify
 from examples.models import nin
 from nestify.compare import relative_distance, relative_error
-from nestify.passes.fitting import Fit, unexplained
+from nestify.fitting import Fit, unexplained
 from nestify.passes.partition import Partition, equal_blocks, free_blocks, in_order
-from nestify.passes.patches import Window
+from nestify.patches import Window
 from nestify.rules import bind_arguments
 from tests.laws.equalities import check_subnets
 

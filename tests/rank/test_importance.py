@@ -19,7 +19,7 @@ from nestify.groups import Graph
 from nestify.passes.gates import Gates
 from nestify.passes.importance import measure
 from nestify.passes.reading import along, readings, weights_read
-from nestify.passes.walking import flat_batches
+from nestify.walking import flat_batches
 from tests.laws.generator import random_spec
 from tests.rank.nets import HIDDEN, WAYS, Net, graph_of, images, labelled, made, net, trace
 

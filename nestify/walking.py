@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,6 +22,8 @@ from nestify.slicing import Keep
 from nestify.trees import find, place_module, put_tensor, skeleton
 
 __all__ = ["Stop", "Walk", "change_operand", "flat_batches", "holder"]
+
+_NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class Stop(NamedTuple):
@@ -48,19 +51,31 @@ class Stop(NamedTuple):
 
 
 class Walk:
-    """Runs ``graph`` in eval on every batch in step; ``root`` holds copies of its tensors.
+    """Runs the subnet that ``keep`` describes in eval on every batch in step.
 
-    What is written into a tensor of ``root`` at a stop is what runs from there on.
+    ``root`` holds the tensors, and ``own`` those to use instead, as for :meth:`Program.run`. What
+    is written into a tensor of ``root`` at a stop is what runs from there on.
     """
 
-    def __init__(self, graph: Graph, batches: Sequence[list[Any]]) -> None:
-        self.root = holder(graph)
-        program = Program(graph)
+    def __init__(
+        self,
+        program: Program,
+        root: nn.Module,
+        batches: Sequence[list[Any]],
+        keep: Keep,
+        own: Mapping[str, torch.Tensor] = _NONE,
+    ) -> None:
+        self.root = root
         self._walks = [
-            program.walk(self.root, program.bind(Keep({}), program.batch_size(flat)), list(flat))
+            program.walk(root, program.bind(keep, program.batch_size(flat)), list(flat), own)
             for flat in batches
         ]
         self.outputs: list[list[Any]] = []
+
+    @classmethod
+    def of(cls, graph: Graph, batches: Sequence[list[Any]]) -> Walk:
+        """The whole of ``graph``, on copies of its tensors."""
+        return cls(Program(graph), holder(graph), batches, Keep({}))
 
     def stops(self) -> Iterator[Stop]:
         """Every call in order; afterwards ``outputs`` holds the flat outputs of each batch."""

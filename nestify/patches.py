@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor, fx
 
 from nestify.rules import CONVOLUTIONS, bind_arguments, op_name
 
-__all__ = ["Window"]
+__all__ = ["Window", "by_group", "sampled"]
+
+_ROWS = 20_000  # positions of a layer that are looked at, over all batches
 
 
 class Window:
@@ -94,3 +96,21 @@ class Window:
 def _spread(value: Any, rank: int) -> tuple[int, ...]:
     values: Sequence[int] = value if isinstance(value, list | tuple) else (value,)
     return tuple(values) * (rank // len(values)) if len(values) < rank else tuple(values)
+
+
+def sampled(
+    window: Window, args: Sequence[list[Any]], outputs: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and outputs at random positions of each batch, in order, the same ones for the same sizes."""
+    for (x, *_), y in zip(args, outputs, strict=True):
+        count = window.positions(y)
+        draw = torch.Generator().manual_seed(count)
+        most = max(1, _ROWS // len(outputs))
+        places = torch.randperm(count, generator=draw)[:most].sort().values
+        chosen = places if count > most else torch.arange(count)
+        yield window.rows(x, chosen), window.outputs(y, chosen)
+
+
+def by_group(values: Tensor, groups: int) -> Tensor:
+    """Values (positions, channels, ...) as (groups, positions, channels of a group, ...)."""
+    return values.unflatten(1, (groups, -1)).movedim(1, 0)
