@@ -5,7 +5,8 @@
 Each network is trained dense and then pruned to 50 % and 30 % of its MACs, by torch-pruning
 (global, iterative in 200 steps, by group magnitude and by group Taylor importance) and by nestify's
 ``rank`` and search, whose bound is what torch-pruning reached. Both see training images only, both
-get BatchNorm statistics re-estimated, and both are fine-tuned by the same short recipe. Writes
+get BatchNorm statistics re-estimated, and both are fine-tuned by the same short recipe; what
+nestify's least squares (``refit``) give without any training stands beside it. Writes
 ``results/pruning_vs_peers.json``; runs of other networks and seeds stay in it.
 """
 
@@ -62,13 +63,17 @@ def compare(subject: Subject, seed: int, by: str, method: str) -> list[Row]:
     for importance in IMPORTANCES:
         theirs |= peer(net, subject, data, SHARES, importance)
     bounds = {key: macs(pruned, data) for key, pruned in theirs.items()}
-    ours = searched(ranked(net, subject, data, by), subject, data, bounds, method, seed)
+    nested, batches = ranked(net, subject, data, by), list(data.train.x.split(256))
+    subnets = searched(nested, subject, data, bounds, method, seed)
     rows: list[Row] = []
     dense = accuracy(net, data.test)
     for key, pruned in theirs.items():
         row: Row = {"network": subject.name, "MACs": f"{key[1]:.0%}", "importance": key[0]}
         row |= {"seed": seed, "dense": dense}
-        for tool, one in (("nestify", ours[key]), ("torch-pruning", pruned)):
+        ours = nested.extract(subnets[key], calibrate=batches)
+        refitted = nested.extract(subnets[key], calibrate=batches, refit=True)
+        row["nestify refitted"] = accuracy(refitted, data.test)
+        for tool, one in (("nestify", ours), ("torch-pruning", pruned)):
             row[f"{tool} MACs"] = 100 * macs(one, data) / whole
             row[f"{tool} untuned"], row[tool] = tuned(one, subject, data, seed)
         rows.append(row)

@@ -148,16 +148,13 @@ class NestedModel(Holder):
 
     def draw(self) -> Subnet:
         """Draw the subnet of a training step; forwards in training do so by themselves."""
-        return self._note(self.draws.next(self._drawable))
+        self.drawn = self._meant(self.draws.next(self._drawable))
+        return self.drawn
 
     @property
     def _drawable(self) -> tuple[Unit, ...]:
         switch = self.switchable_norms
         return self.space.units if switch is None else (switch.unit,)
-
-    def _note(self, drawn: Subnet) -> Subnet:
-        self.drawn = self._meant(drawn)
-        return self.drawn
 
     def _meant(self, drawn: Subnet) -> Subnet:
         switch = self.switchable_norms
@@ -320,22 +317,21 @@ class NestedModel(Holder):
 
         ``subnet`` maps units to sizes, or groups to positions to keep (lists or tensors), for which
         there are no scaling, no norms that switch and no calibrated ones, as these are of sizes.
-        ``calibrate`` gives batches of inputs, or (inputs, labels), from which BatchNorm statistics
-        are re-estimated. ``as_original_class`` gives the user's own class back where it can hold
-        the slices. Dropout, stochastic depth and BatchNorm of the result follow its mode; what
-        else the mode decides (the dropout of attention) stays as in eval.
+        ``calibrate`` gives batches of inputs, or (inputs, labels), to re-estimate BatchNorms from;
+        with ``refit`` convolutions and linear layers, too, are corrected to follow the whole
+        network on them. ``as_original_class`` gives the user's own class back where it can hold the
+        slices. Dropout, stochastic depth and BatchNorm of the result follow its mode; what else the
+        mode decides (the dropout of attention) stays as in eval.
 
         Raises:
-            UsageError: an unknown unit, a size or position out of range.
+            UsageError: an unknown unit, a size or position out of range; a refit without batches.
             VerificationError: the result differs from this model under the same subnet.
         """
-        keep = self.keep(subnet)
-        whole = sizes_of(self.space, subnet)
+        keep, whole = self.keep(subnet), sizes_of(self.space, subnet)
         own = self.own_tensors(whole)
         if refit:
-            calibrate = list(calibrate or ())
-            full = self.own_tensors(self.space.largest())
-            own |= refitted(self._program, self, keep, calibrate, own, full)
+            largest = self.own_tensors(self.space.largest())
+            own |= refitted(self._program, self, keep, calibrate, own, largest)
         tensors = dict(self.named_tensors()) | own
         slim = emit(self.graph, tensors, keep)
         if verify:

@@ -101,7 +101,7 @@ def _spread(value: Any, rank: int) -> tuple[int, ...]:
 def sampled(
     window: Window, args: Sequence[list[Any]], outputs: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows and outputs at random positions of each batch, in order, the same ones for the same sizes."""
+    """Rows and outputs at random positions of each batch, in order; the same ones for as many."""
     for (x, *_), y in zip(args, outputs, strict=True):
         count = window.positions(y)
         draw = torch.Generator().manual_seed(count)

@@ -123,8 +123,12 @@ def change_operand(
     return given, named
 
 
-def flat_batches(captured: Capture, batches: Iterable[Any] | None) -> list[list[Any]]:
+def flat_batches(
+    captured: Capture, batches: Iterable[Any] | None, device: torch.device | None = None
+) -> list[list[Any]]:
     """Calibration batches as flat inputs of the graph; without any, the example inputs.
+
+    They go to ``device``, or else to where the model was captured.
 
     Raises:
         UsageError: there is no batch, or one does not have the structure of the example inputs.
@@ -133,7 +137,7 @@ def flat_batches(captured: Capture, batches: Iterable[Any] | None) -> list[list[
         return [pytree.tree_leaves((captured.example_inputs, captured.example_kwargs))]
     found: list[list[Any]] = []
     for batch in batches:
-        call = call_of(batch, captured.device, captured.example_kwargs)
+        call = call_of(batch, device or captured.device, captured.example_kwargs)
         flat, spec = pytree.tree_flatten(call)
         if spec != captured.in_spec:
             raise UsageError(

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, fx
 
 from nestify.dims import Dim, resolve
+from nestify.fitting import unexplained
 from nestify.groups import Graph
 from nestify.moments import Moments, zca
-from nestify.fitting import unexplained
 from nestify.passes.partition import Partition, equal_blocks, free_blocks, in_order
-from nestify.patches import Window, sampled
 from nestify.passes.spatial import Spatial
+from nestify.patches import Window, sampled
 from nestify.walking import Walk
 
 __all__ = ["Choice", "Layout", "choose_blocks"]

@@ -20,10 +20,10 @@ from nestify.dims import Dim, dims_of
 from nestify.errors import UsageError
 from nestify.groups import Graph
 from nestify.passes.reading import Reading, along, readings
-from nestify.walking import change_operand, holder
 from nestify.program import Program
 from nestify.rules import op_name
 from nestify.slicing import Keep
+from nestify.walking import change_operand, holder
 
 __all__ = ["Gates"]
 

@@ -26,8 +26,8 @@ from nestify.passes.elimination import Rows, eliminate
 from nestify.passes.gates import Gates
 from nestify.passes.objectives import Loss, batch_loss, labels_of, loss_name
 from nestify.passes.reading import Reading, along, readings, weights_read
-from nestify.walking import Walk, flat_batches
 from nestify.valid import check, one_of
+from nestify.walking import Walk, flat_batches
 
 __all__ = ["METHODS", "Importance", "Score", "measure"]
 

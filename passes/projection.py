@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from nestify.compare import relative_distance
+from nestify.fitting import Fit
 from nestify.groups import Graph
 from nestify.passes.choosing import Choice, choose_blocks
-from nestify.fitting import Fit
 from nestify.passes.grouped_weights import divide, regroup
-from nestify.patches import Window, by_group, sampled
 from nestify.passes.spatial import Spatial, embeddings, find_spatial
-from nestify.walking import Stop, Walk, flat_batches
+from nestify.patches import Window, by_group, sampled
 from nestify.rewriting import Rewriter, permuted
 from nestify.rules import bind_arguments
 from nestify.trees import get_tensor, made_like
+from nestify.walking import Stop, Walk, flat_batches
 
 __all__ = ["Projected", "project"]
 

@@ -17,9 +17,9 @@ from nestify.errors import UsageError, VerificationError
 from nestify.groups import Change, Graph
 from nestify.passes.importance import METHODS, measure
 from nestify.passes.objectives import Loss
-from nestify.walking import Walk, flat_batches
 from nestify.rewriting import Rewriter, permuted
 from nestify.valid import check_fields, one_of
+from nestify.walking import Walk, flat_batches
 
 __all__ = ["Rank"]
 

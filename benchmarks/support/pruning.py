@@ -167,7 +167,7 @@ def searched(
     bounds: dict[Key, int],
     method: str,
     seed: int,
-) -> dict[Key, nn.Module]:
+) -> dict[Key, nestify.Subnet]:
     """The best subnet for each budget, by the loss on training images; test images stay unseen.
 
     One search: the budgets share scores.
@@ -179,7 +179,7 @@ def searched(
         parts = zip(x.split(256), y.split(256), strict=True)
         return -sum(float(F.cross_entropy(model(a), b, reduction="sum")) for a, b in parts) / len(y)
 
-    found: dict[Key, nn.Module] = {}
+    found: dict[Key, nestify.Subnet] = {}
     with TemporaryDirectory() as folder:
         for key, bound in bounds.items():
             plan = nestify.search(
@@ -193,8 +193,7 @@ def searched(
                 max_evaluations=subject.evaluations,
                 seed=seed,
             )
-            best = plan.best(macs=bound)
-            found[key] = nested.extract(best.subnet, calibrate=list(data.train.x.split(256)))
+            found[key] = plan.best(macs=bound).subnet
     return found
 
 
