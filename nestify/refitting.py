@@ -32,7 +32,7 @@ from nestify.walking import Stop, Walk, change_operand, flat_batches
 __all__ = ["refitted"]
 
 _RIDGES = (RIDGE, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_ENOUGH = 0.95  # of what can be gained: the strongest ridge that gains it keeps weights small
+_ENOUGH = 1.1  # times the least error: the strongest ridge that does keeps weights small
 _MOST_INPUTS = 8192  # the moments of more would take over 0.5 GiB
 _ROUNDING = 4  # times the precision of a dtype: values as near as that are the same
 _FOURTH = 4  # every fourth batch is held out, or of fewer batches the last fourth of each
@@ -180,11 +180,12 @@ def _best(used: Fit, held: Fit, rounding: float) -> tuple[Tensor | None, ...]:
     before = held.error(held.weight, held.bias)
     if before <= rounding:
         return ()
-    gains = {ridge: before - held.error(*used.solve(ridge)) for ridge in _RIDGES}
-    most = max(gains.values())
-    if not most > 0:
+    errors = {ridge: held.error(*used.solve(ridge)) for ridge in _RIDGES}
+    least = min(errors.values())
+    if not least < before:
         return ()
-    ridge = max(ridge for ridge, gain in gains.items() if gain >= _ENOUGH * most)
+    enough = min(_ENOUGH * least, before)
+    ridge = max(ridge for ridge, error in errors.items() if error <= enough)
     used.moments.merge(held.moments)
     return used.solve(ridge)
 
