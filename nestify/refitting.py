@@ -89,8 +89,8 @@ def refitted(
                 found[name] = made_like(full, copied)
     if wide:
         warnings.warn(
-            f"refit=True leaves {', '.join(wide)} as they are: a filter reads more than "
-            f"{_MOST_INPUTS} values, whose moments would take over 0.5 GiB",
+            f"refit=True leaves {', '.join(wide)} as {'it is' if len(wide) == 1 else 'they are'}: "
+            f"a filter reads over {_MOST_INPUTS} values, whose moments would take over 0.5 GiB",
             NestifyWarning,
             stacklevel=3,
         )

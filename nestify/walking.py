@@ -147,7 +147,7 @@ def flat_batches(
             )
         found.append(flat)
     if not found:
-        raise UsageError("calibration= holds no batch; pass at least one batch of inputs")
+        raise UsageError("calibration data hold no batch; pass at least one batch of inputs")
     return found
 
 

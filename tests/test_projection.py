@@ -338,7 +338,7 @@ def test_wrong_options_and_calibration_are_refused() -> None:
         project(Rooted(), "root-4{sizes=free}")
     with pytest.raises(nestify.UsageError, match="sizes of pass root-N must be one of equal, free"):
         project(Rooted(), "root-4{sizes=any}")
-    with pytest.raises(nestify.UsageError, match="holds no batch"):
+    with pytest.raises(nestify.UsageError, match="hold no batch"):
         project(Rooted(), "root-4{init=project}", calibration=[])
     x = torch.zeros(2, 3, 10, 10).double()
     words = r"structure of the example inputs, \(tensor\); got \(tensor, tensor\)\. Several inputs"

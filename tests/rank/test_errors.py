@@ -56,7 +56,7 @@ Y = torch.arange(5) % 3
             "by of pass rank must be one of auto, magnitude, .* got 'size'",
         ),
         (Two, "rank{by=taylor}", None, None, "rank by taylor needs data: pass calibration=batches"),
-        (Two, "rank", [], None, "holds no batch"),
+        (Two, "rank", [], None, "hold no batch"),
         (Two, "rank", [((X, X), Y)], None, "structure of the example inputs"),
         (Two, "rank", [(X, Y)], None, "gives 2 tensors, none of which is called logits"),
         (Sure, "rank", [X], None, "the outputs gave nothing that has a gradient; pass loss="),
