@@ -33,8 +33,8 @@ def rule(constraints: Mapping[str, float]) -> str:
     return "best score with " + " and ".join(f"{k} <= {v:g}" for k, v in constraints.items())
 
 
-def metadata(plan: Plan, point: PlanPoint, name: str) -> dict[str, str]:
-    """Return what an exported file says about where it comes from."""
+def metadata(plan: Plan, point: PlanPoint, name: str, *, refit: bool) -> dict[str, str]:
+    """Return what an exported file says about where it comes from; scores are of before a refit."""
     from nestify.plans import point_fields
 
     fields = point_fields(point)
@@ -46,6 +46,7 @@ def metadata(plan: Plan, point: PlanPoint, name: str) -> dict[str, str]:
         "scoring": plan.scoring,
         "costs": json.dumps(fields["costs"]),
         "convention": plan.convention,
+        "refit": str(refit).lower(),
     }
 
 

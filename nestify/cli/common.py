@@ -53,6 +53,14 @@ SeedOption = Annotated[
     int,  # a plan file holds 63 bits
     typer.Option("--seed", min=0, max=2**63 - 1, help="The seed of what is drawn."),
 ]
+RefitOption = Annotated[
+    bool,
+    typer.Option(
+        "--refit",
+        help="Correct the weights of what is exported, by least squares on the model file's "
+        "calibration, to follow the whole network.",
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")
 ]

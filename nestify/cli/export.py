@@ -13,6 +13,7 @@ from nestify.cli.common import (
     ConstraintOption,
     DebugOption,
     JsonOption,
+    RefitOption,
     as_json,
     command,
     say,
@@ -42,6 +43,7 @@ def export_command(
         str | None,
         typer.Option("--model", help="The model, where it is not where the plan says it is."),
     ] = None,
+    refit: RefitOption = False,
     as_document: JsonOption = False,
     debug: DebugOption = False,
 ) -> str:
@@ -55,7 +57,7 @@ def export_command(
       nestify export mobilenet_v2-plan/plan.json --constraint latency_ms=5 --out slim.onnx
       nestify export plan.json --constraint params=2e6 --out slim/
     """  # noqa: D301  typer keeps the lines after a backspace as they are
-    from nestify.cli.plan import nested_from
+    from nestify.cli.plan import check_refit, nested_from
     from nestify.constraints import parse_constraints
     from nestify.emit import export
     from nestify.plans import Plan
@@ -68,17 +70,18 @@ def export_command(
     reference = model or recorded_model(loaded, plan)
     say(f"loading {reference}")
     source = load_source(reference)
+    check_refit(source, refit=refit)
     nested = nested_from(source, loaded.recipe)
     same_weights = _check_fingerprint(loaded, nested, reference)
     nested.space.validate(point.subnet)
-    slim = nested.extract(point.subnet, calibrate=source.calibration).eval()
+    slim = nested.extract(point.subnet, calibrate=source.calibration, refit=refit).eval()
     say("exporting and checking ...")
     report = export(
         slim,
         str(out),
         example_inputs=nested.example_inputs,
         example_kwargs=nested.example_kwargs,
-        metadata=metadata(loaded, point, source.name),
+        metadata=metadata(loaded, point, source.name, refit=refit),
     )
     if as_document:
         return as_json("export", _document(report, point, same_weights))

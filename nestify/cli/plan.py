@@ -18,6 +18,7 @@ from nestify.cli.common import (
     JsonOption,
     ModelArgument,
     RecipeOption,
+    RefitOption,
     SeedOption,
     TargetOption,
     command,
@@ -25,6 +26,7 @@ from nestify.cli.common import (
     say,
 )
 from nestify.cli.tradeoff import PlanResult
+from nestify.errors import UsageError
 
 if TYPE_CHECKING:
     from nestify.analysis import Payoff
@@ -73,6 +75,7 @@ def plan_command(
         typer.Option("--workers", help="How many processes score subnets, or ray, or ray:N."),
     ] = "1",
     seed: SeedOption = 0,
+    refit: RefitOption = False,
     as_document: JsonOption = False,
     debug: DebugOption = False,
 ) -> str:
@@ -109,6 +112,7 @@ def plan_command(
     parse_method(method)
     say(f"loading {model}")
     source = load_source(model)
+    check_refit(source, refit=refit)
     batches = source.batches()
     folder = out or Path(f"{source.name}-plan")
     check_writable(folder)
@@ -131,7 +135,7 @@ def plan_command(
             )
         plan = replace(plan, model=rebased(model, Path.cwd(), folder.absolute()))
         point = choose(plan, None, bounds)
-        report = _write(plan, point, nested, source, folder)
+        report = _write(plan, point, nested, source, folder, refit=refit)
         saved = _payoff(nested, target[0])
     result = PlanResult(model, plan, point, report, bounds, folder, saved)
     return result.document() if as_document else result.text()
@@ -151,6 +155,15 @@ def nested_from(source: Source, recipe: str) -> NestedModel:
     )
 
 
+def check_refit(source: Source, *, refit: bool) -> None:
+    """Refuse to refit a model without data before anything takes time."""
+    if refit and source.calibration is None:
+        raise UsageError(
+            f"--refit fits weights to calibration data, and {source.name} has none: define "
+            "calibration, a list of batches of inputs, in the model file"
+        )
+
+
 def _payoff(nested: NestedModel, target: str) -> Payoff | None:
     """What the rewriting passes of the recipe saved on ``target``, if there were any."""
     if nested.graph.original is None:
@@ -162,13 +175,19 @@ def _payoff(nested: NestedModel, target: str) -> Payoff | None:
 
 
 def _write(
-    plan: Plan, point: PlanPoint, nested: NestedModel, source: Source, folder: Path
+    plan: Plan,
+    point: PlanPoint,
+    nested: NestedModel,
+    source: Source,
+    folder: Path,
+    *,
+    refit: bool,
 ) -> ExportReport:
     """Write slim.onnx and then plan.json: both or neither, each whole."""
     from nestify.emit import export
     from nestify.emit.atomic import publish_files, staging
 
-    slim = nested.extract(point.subnet, calibrate=source.calibration).eval()
+    slim = nested.extract(point.subnet, calibrate=source.calibration, refit=refit).eval()
     say("exporting and checking in onnxruntime ...")
     with staging(folder) as stage:
         report = export(
@@ -176,7 +195,7 @@ def _write(
             stage / "slim.onnx",
             example_inputs=nested.example_inputs,
             example_kwargs=nested.example_kwargs,
-            metadata=metadata(plan, point, source.name),
+            metadata=metadata(plan, point, source.name, refit=refit),
         )
         plan.save(stage / "plan.json")
         names = [file.name for file in report.files]

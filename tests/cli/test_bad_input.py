@@ -49,6 +49,7 @@ def files(folder: Path) -> set[str]:
         (RETURNS_NOTHING, [], 3, "returns no"),
         ("raise ValueError('no data')\n", [], 3, "ValueError: no data (model.py:1: raise"),
         (MODEL, ["--constraint", "macs=3"], 5, "the closest feasible macs is "),
+        (MODEL, ["--refit"], 2, "--refit fits weights to calibration data, and model has none"),
         (MODEL + "def evaluate(model):\n    return 'good'\n", [], 2, "not a str"),
         (MODEL + "def evaluate(model):\n    return {}['a']\n", [], 3, "KeyError: 'a' (model.py:"),
     ],

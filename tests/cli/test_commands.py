@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import onnxruntime
+import pytest
 import torch
 
 import nestify
@@ -67,6 +68,33 @@ def test_the_onnx_file_is_the_chosen_subnet(planned: tuple[Path, Result]) -> Non
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6)
     said = session.get_modelmeta().custom_metadata_map
     assert json.loads(said["nestify.subnet"]) == chosen
+
+
+def test_refit_exports_what_is_nearer_to_the_whole_network(run: Run, folder: Path) -> None:
+    (folder / "model.py").write_text(MODEL + "calibration = torch.randn(400, 6).split(50)\n")
+    scope: dict[str, torch.nn.Module] = {}
+    exec(MODEL, scope)
+    torch.manual_seed(1)
+    x = torch.randn(100, 6)
+    expected = scope["model"](x).detach()
+    bound = ("--constraint", "macs=700")
+    commands: dict[str, tuple[str, ...]] = {
+        "here/slim.onnx": ("plan", "model.py", "--out", "here", "--evaluations", "4"),
+        "slim.onnx": ("export", "here/plan.json", "--out", "slim.onnx", "--refit"),
+        "there/slim.onnx": ("plan", "model.py", "--out", "there", "--evaluations", "4", "--refit"),
+    }
+    missed: list[float] = []
+    for name, command in commands.items():
+        result = run(*command, *bound)
+        assert result.code == 0, result.stderr
+        session = onnxruntime.InferenceSession(folder / name)
+        said = session.get_modelmeta().custom_metadata_map
+        assert said["nestify.refit"] == str("--refit" in command).lower()
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        missed.append(float((torch.from_numpy(found) - expected).norm()))
+    plain, *refitted = missed
+    assert refitted[0] == pytest.approx(refitted[1])
+    assert refitted[0] < 0.8 * plain
 
 
 def test_plan_shows_a_table(run: Run, folder: Path) -> None:
