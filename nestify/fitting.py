@@ -6,18 +6,46 @@ or where the rows say nothing, they stay as they are.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from nestify.moments import Moments
-
-__all__ = ["RIDGE", "Fit", "unexplained"]
+__all__ = ["MOST_INPUTS", "RIDGE", "Fit", "unexplained"]
 
 RIDGE = 1e-4  # of the mean square of the rows: they are samples, and fewer than one would like
+MOST_INPUTS = 8192  # of a filter: the moments of more would take over 0.5 GiB
+
+
+class _Sums(NamedTuple):
+    """Of ``number`` rows and what their outputs lack: means, and products around these."""
+
+    number: int
+    row: Tensor
+    lack: Tensor
+    rows: Tensor
+    cross: Tensor
+    lacks: Tensor
+
+    def merged(self, other: _Sums) -> _Sums:
+        """Those of both, shifted to their common means."""
+        total = self.number + other.number
+        share, weight = other.number / total, self.number * other.number / total
+        row, lack = other.row - self.row, other.lack - self.lack
+        return _Sums(
+            total,
+            self.row + row * share,
+            self.lack + lack * share,
+            self.rows + other.rows + weight * row[..., :, None] * row[..., None, :],
+            self.cross + other.cross + weight * row[..., :, None] * lack[..., None, :],
+            self.lacks + other.lacks + weight * lack.square(),
+        )
 
 
 class Fit:
     """Corrects ``weight`` (..., outputs, inputs) and ``bias``, if there is one, in float64.
+
+    Layers of one size may lie in the dims ahead.
 
     >>> x, target = torch.randn(100, 3), torch.randn(2, 3)
     >>> fit = Fit(torch.zeros(2, 3), None)
@@ -30,47 +58,64 @@ class Fit:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight.double()
         self.bias = None if bias is None else bias.double()
-        self.moments = Moments()
+        self._sums: _Sums | None = None
+
+    @property
+    def count(self) -> int:
+        """How many rows there were."""
+        return 0 if self._sums is None else self._sums.number
 
     def add(self, rows: Tensor, target: Tensor) -> None:
         """Take in rows (..., samples, inputs) and what the outputs should be (..., samples,
         outputs).
         """
+        count = rows.shape[-2]
+        if not count:
+            return
         rows = rows.double()
-        made = rows @ self.weight.mT
+        lacks = target.double() - rows @ self.weight.mT
         if self.bias is not None:
-            made = made + self.bias[..., None, :]
-        self.moments.add(torch.cat([rows, target.double() - made], -1))
+            lacks = lacks - self.bias[..., None, :]
+        row, lack = rows.mean(-2), lacks.mean(-2)
+        rows, lacks = rows - row[..., None, :], lacks - lack[..., None, :]
+        sums = _Sums(count, row, lack, rows.mT @ rows, rows.mT @ lacks, lacks.square().sum(-2))
+        self._sums = sums if self._sums is None else self._sums.merged(sums)
+
+    def merge(self, other: Fit) -> None:
+        """Take in the rows that ``other``, of the same weights, was given."""
+        if other._sums is not None:
+            self._sums = other._sums if self._sums is None else self._sums.merged(other._sums)
 
     def solve(self, ridge: float = RIDGE) -> tuple[Tensor, Tensor | None]:
-        """The corrected weight and bias."""
-        inputs = self.weight.shape[-1]
-        # Without a bias the line must pass through the origin.
-        second = self.moments.second if self.bias is None else self.moments.covariance
-        square, cross = second[..., :inputs, :inputs], second[..., :inputs, inputs:]
+        """The corrected weight and bias; as they were where there were no rows."""
+        sums = self._sums
+        if sums is None:
+            return self.weight, self.bias
+        square, cross = sums.rows / sums.number, sums.cross / sums.number
+        if self.bias is None:  # the line must pass through the origin
+            square = square + sums.row[..., :, None] * sums.row[..., None, :]
+            cross = cross + sums.row[..., :, None] * sums.lack[..., None, :]
         correction = torch.linalg.solve(_damped(square, ridge), cross).mT
         bias = self.bias
         if bias is not None:
-            mean = self.moments.mean
-            bias = bias + mean[..., inputs:] - (correction @ mean[..., :inputs, None])[..., 0]
+            bias = bias + sums.lack - (correction @ sums.row[..., None])[..., 0]
         return self.weight + correction, bias
 
     def error(self, weight: Tensor, bias: Tensor | None) -> float:
-        """The mean square by which the outputs of these weights miss the target, of all outputs in
-        sum.
+        """The mean square by which the outputs of these weights miss the target, summed over all
+        outputs.
         """
-        inputs = self.weight.shape[-1]
-        second, mean = self.moments.second, self.moments.mean
-        square, cross = second[..., :inputs, :inputs], second[..., :inputs, inputs:]
+        sums = self._sums
+        if sums is None:
+            return 0.0
         correction = weight - self.weight
-        missed = second.diagonal(dim1=-2, dim2=-1)[..., inputs:].sum()
-        missed = missed - 2 * (correction.mT * cross).sum()
-        missed = missed + ((correction @ square) * correction).sum()
+        apart = ((correction @ sums.rows) * correction).sum() - 2 * (
+            correction.mT * sums.cross
+        ).sum()
+        lack = sums.lack - (correction @ sums.row[..., None])[..., 0]
         if bias is not None and self.bias is not None:
-            shift = bias - self.bias
-            left = mean[..., inputs:] - (correction @ mean[..., :inputs, None])[..., 0]
-            missed = missed + (shift * (shift - 2 * left)).sum()
-        return float(missed)
+            lack = lack - (bias - self.bias)
+        return float(((sums.lacks.sum() + apart) / sums.number).clamp_min(0) + lack.square().sum())
 
 
 def unexplained(second: Tensor, weight: Tensor, inputs: Tensor) -> float:

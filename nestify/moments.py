@@ -11,9 +11,7 @@ __all__ = ["Moments", "zca"]
 
 
 class Moments:
-    """Adds up rows (..., samples, dims) in float64, each chunk around its own mean.
-
-    Problems of the same size may lie in the dims ahead of the rows.
+    """Adds up rows (samples, dims) in float64, each chunk around its own mean.
 
     >>> moments = Moments()
     >>> for chunk in torch.tensor([[0.0, 1.0], [2.0, 5.0], [4.0, 9.0]]).split(2):
@@ -28,29 +26,20 @@ class Moments:
         self._scatter = torch.zeros(())
 
     def add(self, rows: Tensor) -> None:
-        """Take in a chunk of rows."""
-        count = rows.shape[-2]
-        if count:
-            rows = rows.double()
-            mean = rows.mean(-2)
-            centred = rows - mean[..., None, :]
-            self._merge(count, mean, centred.mT @ centred)
-
-    def merge(self, other: Moments) -> None:
-        """Take in the rows that ``other`` was given."""
-        if other.count:
-            self._merge(other.count, other.mean, other._scatter)
-
-    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        """Two chunks are shifted to their common mean."""
-        if not self.count:
-            self.count, self.mean, self._scatter = count, mean, scatter.clone()
+        """Take in a chunk of rows; merging two chunks shifts each to the common mean."""
+        if not len(rows):
             return
-        total = self.count + count
+        rows = rows.double()
+        mean = rows.mean(0)
+        centred = rows - mean
+        scatter = centred.T @ centred
+        if not self.count:
+            self.count, self.mean, self._scatter = len(rows), mean, scatter
+            return
+        total = self.count + len(rows)
         gap = mean - self.mean
-        apart = gap[..., :, None] * gap[..., None, :] * (self.count * count / total)
-        self._scatter += scatter + apart
-        self.mean = self.mean + gap * (count / total)
+        self._scatter += scatter + torch.outer(gap, gap) * (self.count * len(rows) / total)
+        self.mean = self.mean + gap * (len(rows) / total)
         self.count = total
 
     @property
@@ -63,11 +52,6 @@ class Moments:
         if self.count < 2:
             raise UsageError(f"a covariance needs two samples or more; got {self.count}")
         return self._scatter / (self.count - 1)
-
-    @property
-    def second(self) -> Tensor:
-        """The covariance as it would be around zero, in place of the mean."""
-        return self.covariance + self.mean[..., :, None] * self.mean[..., None, :]
 
 
 def zca(covariance: Tensor, eps: float = 1e-5) -> Tensor:

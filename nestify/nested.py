@@ -330,8 +330,7 @@ class NestedModel(Holder):
         keep, whole = self.keep(subnet), sizes_of(self.space, subnet)
         own = self.own_tensors(whole)
         if refit:
-            largest = self.own_tensors(self.space.largest())
-            own |= refitted(self._program, self, keep, calibrate, own, largest)
+            own |= refitted(self, self._program, keep, calibrate, own)
         tensors = dict(self.named_tensors()) | own
         slim = emit(self.graph, tensors, keep)
         if verify:

@@ -2,164 +2,285 @@
 
 Call by call, each convolution and linear layer of the subnet gets the weights whose outputs are
 nearest, by least squares, to what the whole network has there. Its inputs are those that the subnet
-has, so that a layer makes up for what was cut off, before it too; and BatchNorms get the statistics
-of what they then see. That takes no labels and no gradients. How far weights are held to what they
-were (ridge) is decided on rows that are held out; a layer for which nothing is better than what it
-has keeps it.
+has, so that a layer makes up for what was cut off, before it too. BatchNorms have the statistics of
+these batches, in both networks. That takes no labels and no gradients. How far weights are held to
+what they were (ridge) is decided on rows that are held out; a layer for which nothing is better
+than what it has keeps it.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from nestify.compare import relative_distance
+from nestify.autocasting import blocks_of
 from nestify.errors import NestifyWarning, UsageError
-from nestify.fitting import RIDGE, Fit
+from nestify.fitting import MOST_INPUTS, RIDGE, Fit
 from nestify.modes import left_as_found
+from nestify.overlays import SwitchableNorms
 from nestify.patches import Window, by_group, sampled
 from nestify.program import Program
 from nestify.rules import CONVOLUTIONS, bind_arguments, op_name
 from nestify.slicing import Keep, put
+from nestify.space import SearchSpace, Subnet
 from nestify.trees import device_of, get_tensor, made_like
-from nestify.walking import Stop, Walk, change_operand, flat_batches
+from nestify.walking import Stop, Walk, flat_batches
 
 __all__ = ["refitted"]
 
 _RIDGES = (RIDGE, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _ENOUGH = 1.1  # times the least error: the strongest ridge that does keeps weights small
-_MOST_INPUTS = 8192  # the moments of more would take over 0.5 GiB
 _ROUNDING = 4  # times the precision of a dtype: values as near as that are the same
 _FOURTH = 4  # every fourth batch is held out, or of fewer batches the last fourth of each
 
 
+class _Nested(Protocol):
+    """What is read of a nested model, which knows this function itself."""
+
+    @property
+    def space(self) -> SearchSpace: ...
+    @property
+    def switchable_norms(self) -> SwitchableNorms | None: ...
+    def own_tensors(self, subnet: Subnet | None) -> dict[str, Tensor]: ...
+
+
+class _Call(NamedTuple):
+    """A call whose tensors, which nothing else reads, are corrected: weight and bias, or mean and
+    variance.
+    """
+
+    operand: fx.Node
+    tensors: list[fx.Node]
+    is_norm: bool
+
+
 def refitted(
+    nested: _Nested,
     program: Program,
-    root: nn.Module,
     keep: Keep,
     calibration: Iterable[Any] | None,
     own: Mapping[str, Tensor],
-    whole: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Tensors of the subnet that ``keep`` describes, by name and of the full size.
 
-    ``own`` are those that the subnet, ``whole`` those that the whole network has in place of
-    ``root``'s. What is alive of all batches, in both networks, is held at once.
+    ``own`` are those that it has already in place of the nested model's. What is alive of all
+    batches, in both networks, is held at once.
 
     Raises:
-        UsageError: there are no batches.
+        UsageError: there are no batches; the network writes into its buffers in eval; norms switch,
+            and the whole network has none.
     """
     if calibration is None:
         raise UsageError("refit=True fits weights to batches of inputs: pass them as calibrate=")
-    graph = program.graph
-    batches = flat_batches(graph.capture, calibration, device_of(root))
-    kept = Keep(keep.sizes, keep.picks)  # without the size of a batch, which a walk's own has
-    tensors, wide = _tensors(program), list[str]()
-    found: dict[str, Tensor] = {}
+    root, whole = cast(nn.Module, nested), nested.space.largest()
+    _refuse(program, nested.switchable_norms, whole)
+    batches = flat_batches(program.graph.capture, calibration, device_of(root))
+    subnet = _Subnet(program, root, keep, batches, own)
+    calls, left = _calls(program), _Left([], [])
     with left_as_found(root):
         root.eval()
-        reference = Walk(program, root, batches, Keep({}), whole).stops()
-        for stop in Walk(program, root, batches, keep, own).stops():
-            if stop.node not in tensors:
+        reference = Walk(program, root, _copies(batches), Keep({}), nested.own_tensors(whole))
+        others = _on_these_batches(reference, calls)
+        for stop in Walk(program, root, _copies(batches), keep, own).stops():
+            call = calls.get(stop.node)
+            if call is None:
                 continue
-            there = next(other for other in reference if other.node is stop.node)
-            old = {node: stop.values(node)[0].detach() for node in tensors[stop.node]}
-            if stop.node in program.norms:
-                source = _operand(stop.node)
-                inputs = [kept.slice(x, graph.dims[source]) for x in there.values(source)]
-                new = _statistics(stop, inputs)
-            elif next(iter(old.values()))[0].numel() > _MOST_INPUTS:
-                wide.append(str(next(iter(old)).target))
-                continue
-            else:
-                outputs = [kept.slice(y, graph.dims[stop.node]) for y in there.outputs()]
-                new = _fit(stop, *old.values(), targets=outputs)
-            for (source, value), corrected in zip(old.items(), new, strict=False):
-                value = corrected.reshape(value.shape).to(value)
-                _put_argument(stop, source, value)
-                name = str(source.target)
-                full = own[name] if name in own else get_tensor(root, name)
-                copied = full.detach().clone()
-                put(copied, kept.plan(graph.tensor_dims[name]), value)
-                found[name] = made_like(full, copied)
-    if wide:
-        warnings.warn(
-            f"refit=True leaves {', '.join(wide)} as {'it is' if len(wide) == 1 else 'they are'}: "
-            f"a filter reads over {_MOST_INPUTS} values, whose moments would take over 0.5 GiB",
-            NestifyWarning,
-            stacklevel=3,
+            other = next(other for other in others if other.node is stop.node)
+            if call.is_norm:
+                subnet.correct(stop, call, _statistics(stop, call))
+            elif stop.values(call.tensors[0])[0][0].numel() > MOST_INPUTS:
+                left.wide.append(str(call.tensors[0].target))
+            elif not subnet.reads_all(stop, other, call):
+                targets = subnet.cut(other.outputs(), stop.node)
+                subnet.correct(stop, call, _fitted(stop, call, targets, left))
+    left.warn()
+    return subnet.found
+
+
+class _Left(NamedTuple):
+    """Weights that are left as they are: of filters that read too much, or of too few rows."""
+
+    wide: list[str]
+    few: list[str]
+
+    def warn(self) -> None:
+        """Name them."""
+        reasons = {
+            f"a filter reads over {MOST_INPUTS} values, whose moments would take over 0.5 GiB": (
+                self.wide
+            ),
+            "calibrate= gives too few rows to fit to some and hold out others; pass more samples": (
+                self.few
+            ),
+        }
+        for reason, names in reasons.items():
+            if names:
+                stay = "it is" if len(names) == 1 else "they are"
+                warnings.warn(
+                    f"refit=True leaves {', '.join(names)} as {stay}: {reason}",
+                    NestifyWarning,
+                    stacklevel=4,
+                )
+
+
+def _refuse(program: Program, switch: SwitchableNorms | None, whole: Subnet) -> None:
+    writes = sorted(str(node.target) for node, in_eval in program.frame.written.items() if in_eval)
+    if writes:
+        raise UsageError(
+            f"refit=True runs all batches in step, and the network writes into {', '.join(writes)} "
+            "in eval: what a batch leaves there for the next would be lost"
         )
-    return found
+    if switch is not None and whole not in switch.subnets:
+        raise UsageError(
+            "refit=True follows the whole network, which has no norms of its own here: name it, "
+            "1.0, among the subnets of switch_norms"
+        )
 
 
-def _tensors(program: Program) -> dict[fx.Node, list[fx.Node]]:
-    """What is corrected of each call that owns it: weight and bias, or running mean and variance.
+def _calls(program: Program) -> dict[fx.Node, _Call]:
+    """The calls whose tensors are corrected.
 
-    A tensor that another call reads too is left to it as it is.
+    A tensor that another call reads too stays as it is, for that one; so does one that is no
+    parameter, or no matrix of real numbers, and a call under autocast.
     """
     readers: Counter[str] = Counter()
     for node in program.attrs:
         readers[str(node.target)] += len(node.users)
-    found: dict[fx.Node, list[fx.Node]] = {}
+    parameters = program.graph.capture.tensors
+    found: dict[fx.Node, _Call] = {}
     for node in program.graph.calls:
         bound, name = bind_arguments(node), op_name(node.target)
-        if node in program.norms:
+        is_norm = node in program.norms
+        if is_norm:
             operands = [bound["running_mean"], bound["running_var"]]
-        elif name == "linear" or (name in CONVOLUTIONS and _in_batches(node)):
-            operands = [bound["weight"], bound["bias"]]
+        elif (name == "linear" or name in CONVOLUTIONS) and _is_layer(node, bound["weight"]):
+            operands = [operand for operand in (bound["weight"], bound["bias"]) if operand]
         else:
             continue
-        given = [operand for operand in operands if operand is not None]
-        if all(o.op == "get_attr" and readers[str(o.target)] == 1 for o in given):
-            found[node] = given
+        if all(
+            operand.op == "get_attr"
+            and readers[str(operand.target)] == 1
+            and (is_norm or isinstance(parameters[str(operand.target)], nn.Parameter))
+            for operand in operands
+        ):
+            found[node] = _Call(next(iter(bound.values())), operands, is_norm)
     return found
 
 
-def _in_batches(node: fx.Node) -> bool:
-    """Whether a convolution has a batch, which it need not."""
-    return node.meta["val"].ndim == bind_arguments(node)["weight"].meta["val"].ndim
+def _is_layer(node: fx.Node, weight: fx.Node) -> bool:
+    """Whether the call is one of several filters, and if a convolution, on a batch."""
+    matrix = weight.meta["val"]
+    batched = op_name(node.target) == "linear" or node.meta["val"].ndim == matrix.ndim
+    real = matrix.is_floating_point() and matrix.ndim > 1
+    return batched and real and not blocks_of(node)
 
 
-def _operand(node: fx.Node) -> fx.Node:
-    return next(iter(bind_arguments(node).values()))
+def _copies(batches: Sequence[list[Any]]) -> list[list[Any]]:
+    """Inputs that a walk may write into."""
+    return [[v.clone() if isinstance(v, Tensor) else v for v in flat] for flat in batches]
 
 
-def _statistics(stop: Stop, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Mean and variance of what a BatchNorm gets in all batches; none where it gets ``inputs``."""
-    values = stop.values(_operand(stop.node))
-    if relative_distance(inputs, values) <= _ROUNDING * torch.finfo(values[0].dtype).eps:
-        return []
+def _on_these_batches(walk: Walk, calls: Mapping[fx.Node, _Call]) -> Iterator[Stop]:
+    """The stops of the whole network, whose norms have the statistics of what they get."""
+    for stop in walk.stops():
+        call = calls.get(stop.node)
+        if call is not None and call.is_norm:
+            for source, value in zip(call.tensors, _statistics(stop, call), strict=False):
+                stop.put(source, value)
+        yield stop
+
+
+class _Subnet:
+    """What one subnet has of the tensors and values of the whole network, and what is ``found`` for
+    it.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        root: nn.Module,
+        keep: Keep,
+        batches: Sequence[list[Any]],
+        own: Mapping[str, Tensor],
+    ) -> None:
+        self.graph, self.root, self.own = program.graph, root, own
+        self.keep = Keep(keep.sizes, keep.picks)
+        self.keeps = [self._of_batch(program, flat) for flat in batches]
+        self.found: dict[str, Tensor] = {}
+
+    def _of_batch(self, program: Program, flat: Sequence[Any]) -> Keep:
+        """The same with the size of a batch, which dims may hold beside what is cut."""
+        keep, batched = Keep(self.keep.sizes, self.keep.picks), self.graph.capture.batched
+        inputs = zip(program.inputs, flat, strict=True)
+        size = next((v.shape[0] for node, v in inputs if node.name in batched), None)
+        if size is not None and self.graph.batch is not None:
+            keep.hold(self.graph.batch, size)
+        return keep
+
+    def cut(self, values: Sequence[Tensor], node: fx.Node) -> list[Tensor]:
+        """What the subnet has of the whole network's ``values`` of a node, batch by batch."""
+        dims = self.graph.dims[node]
+        return [k.slice(x, dims) for k, x in zip(self.keeps, values, strict=True)]
+
+    def reads_all(self, stop: Stop, other: Stop, call: _Call) -> bool:
+        """Whether a filter of the subnet reads what it does in the whole network."""
+        mine, whole = (each.values(call.tensors[0])[0].shape[1:] for each in (stop, other))
+        there = self.cut(other.values(call.operand), call.operand)
+        return mine == whole and all(map(_same, stop.values(call.operand), there))
+
+    def correct(self, stop: Stop, call: _Call, new: Sequence[Tensor]) -> None:
+        """Let the call run with ``new`` tensors, if there are any, and note them."""
+        for source, values in zip(call.tensors, new, strict=False):
+            stop.put(source, values)
+            value, name = stop.values(source)[0], str(source.target)
+            full = self.own[name] if name in self.own else get_tensor(self.root, name)
+            corrected = full.detach().clone()
+            put(corrected, self.keep.plan(self.graph.tensor_dims[name]), value)
+            self.found[name] = made_like(full, corrected)
+
+
+def _same(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether two values are equal but for rounding."""
+    if mine.shape != theirs.shape:
+        return False
+    if torch.equal(mine, theirs):
+        return True
+    allowed = _ROUNDING * torch.finfo(mine.dtype).eps
+    return float((mine - theirs).norm()) <= allowed * float(theirs.norm())
+
+
+def _statistics(stop: Stop, call: _Call) -> list[Tensor]:
+    """Mean and variance of what a BatchNorm gets in all batches; none of a single value."""
+    values = stop.values(call.operand)
     count = sum(x.numel() // x.shape[1] for x in values)
     if count < 2:
         return []
-    rows = [x.transpose(0, 1).flatten(1) for x in values]
-    mean = sum((x.double().sum(1) for x in rows), torch.zeros(())) / count
-    apart = sum(((x.double() - mean[:, None]).square().sum(1) for x in rows), torch.zeros(()))
-    return [mean, apart / (count - 1)]
+    means = [(x.transpose(0, 1).flatten(1).double().sum(1)) for x in values]
+    mean = torch.stack(means).sum(0) / count
+    apart = [(x.transpose(0, 1).flatten(1) - mean[:, None]).square().sum(1) for x in values]
+    return [mean, torch.stack(apart).sum(0) / (count - 1)]
 
 
-def _fit(
-    stop: Stop, weight: Tensor, bias: Tensor | None = None, *, targets: Sequence[Tensor]
-) -> list[Tensor]:
+def _fitted(stop: Stop, call: _Call, targets: Sequence[Tensor], left: _Left) -> list[Tensor]:
     """The weight and bias whose outputs are nearest to ``targets``; none where none are nearer."""
     window = Window(stop.node)
+    weight, *biases = (stop.values(node)[0].detach() for node in call.tensors)
     groups = stop.args[0][0].shape[1] // weight.shape[1] if window.rank else 1
     apart = weight.unflatten(0, (groups, -1)).flatten(2)
-    shift = None if bias is None else bias.unflatten(0, (groups, -1))
+    shift = biases[0].unflatten(0, (groups, -1)) if biases else None
     used, held = Fit(apart, shift), Fit(apart, shift)
-    energy = 0.0
     for i, (rows, outputs) in enumerate(sampled(window, stop.args, targets)):
         for fit, part in zip((used, held), _divided(i, len(rows), len(targets)), strict=True):
             fit.add(by_group(rows[part], groups).flatten(2), by_group(outputs[part], groups))
-        energy += float(outputs.double().square().sum())
-    rows = used.moments.count + held.moments.count
-    rounding = (_ROUNDING * torch.finfo(weight.dtype).eps) ** 2 * energy / max(1, rows)
-    return [tensor for tensor in _best(used, held, rounding) if tensor is not None]
+    if not used.count or not held.count:
+        left.few.append(str(call.tensors[0].target))
+        return []
+    return [tensor for tensor in _best(used, held) if tensor is not None]
 
 
 def _divided(batch: int, rows: int, batches: int) -> tuple[slice, slice]:
@@ -171,28 +292,16 @@ def _divided(batch: int, rows: int, batches: int) -> tuple[slice, slice]:
     return slice(first), slice(first, None)
 
 
-def _best(used: Fit, held: Fit, rounding: float) -> tuple[Tensor | None, ...]:
+def _best(used: Fit, held: Fit) -> tuple[Tensor | None, ...]:
     """The correction, from all rows, with the strongest ridge that is nearly the best on those held
     out; none where no correction is better.
     """
-    if min(used.moments.count, held.moments.count) < 2:
-        return ()
     before = held.error(held.weight, held.bias)
-    if before <= rounding:
-        return ()
     errors = {ridge: held.error(*used.solve(ridge)) for ridge in _RIDGES}
     least = min(errors.values())
     if not least < before:
         return ()
     enough = min(_ENOUGH * least, before)
     ridge = max(ridge for ridge, error in errors.items() if error <= enough)
-    used.moments.merge(held.moments)
+    used.merge(held)
     return used.solve(ridge)
-
-
-def _put_argument(stop: Stop, source: fx.Node, value: Tensor) -> None:
-    """Let the call run with ``value`` in place of its operand."""
-    for args, kwargs in zip(stop.args, stop.kwargs, strict=True):
-        given, named = change_operand(stop.node, source, args, kwargs, lambda _: value)
-        args[:] = given
-        kwargs.update(named)

@@ -137,6 +137,8 @@ class Keep:
         return self._is_whole(expr) if isinstance(expr, Dim | Const) else self._full(expr)
 
     def _is_whole(self, leaf: Dim | Const) -> bool:
+        if isinstance(leaf, Dim) and leaf.batch:
+            return True  # however large it is now
         return leaf not in self.picks and self._kept(leaf) == leaf.size
 
     def _is_prefix(self, expr: Expr) -> bool:
@@ -156,7 +158,8 @@ class Keep:
 
     def _positions_of(self, leaf: Dim | Const) -> _Positions:
         pick = self.picks.get(leaf) if isinstance(leaf, Dim) else None
-        return _Positions(leaf.size, torch.arange(self._kept(leaf)) if pick is None else pick)
+        size = self._kept(leaf) if isinstance(leaf, Dim) and leaf.batch else leaf.size
+        return _Positions(size, torch.arange(self._kept(leaf)) if pick is None else pick)
 
     def literal(self, value: Any, expr: Any) -> Any:
         """Respell an argument by the expressions that a rule gave for it (None: unchanged)."""

@@ -42,6 +42,17 @@ class Stop(NamedTuple):
             found.append(seen[0])
         return found
 
+    def put(self, source: fx.Node, value: torch.Tensor) -> None:
+        """Let the call run with ``value``, in the shape and dtype of an operand, in its place."""
+
+        def shaped(old: torch.Tensor) -> torch.Tensor:
+            return value.reshape(old.shape).to(old)
+
+        for args, kwargs in zip(self.args, self.kwargs, strict=True):
+            given, named = change_operand(self.node, source, args, kwargs, shaped)
+            args[:] = given
+            kwargs.update(named)
+
     def outputs(self) -> list[torch.Tensor]:
         """What the call gives, batch by batch."""
         op: Any = self.node.target
@@ -54,7 +65,7 @@ class Walk:
     """Runs the subnet that ``keep`` describes in eval on every batch in step.
 
     ``root`` holds the tensors, and ``own`` those to use instead, as for :meth:`Program.run`. What
-    is written into a tensor of ``root`` at a stop is what runs from there on.
+    is written at a stop into a tensor of ``root`` of which all is kept is what runs from there on.
     """
 
     def __init__(

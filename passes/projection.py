@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nestify.compare import relative_distance
-from nestify.fitting import Fit
+from nestify.fitting import MOST_INPUTS, Fit
 from nestify.groups import Graph
 from nestify.passes.choosing import Choice, choose_blocks
 from nestify.passes.grouped_weights import divide, regroup
@@ -29,8 +29,6 @@ from nestify.trees import get_tensor, made_like
 from nestify.walking import Stop, Walk, flat_batches
 
 __all__ = ["Projected", "project"]
-
-_MOST_INPUTS = 8192  # a linear layer of more is left unfitted: its moments would take over 0.5 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ def project(
     wide: list[str] = []
     for conv in convs:
         for node in embeddings(dense, conv):
-            if bind_arguments(node)["weight"].meta["val"].shape[1] > _MOST_INPUTS:
+            if bind_arguments(node)["weight"].meta["val"].shape[1] > MOST_INPUTS:
                 wide.append(node.name)
             else:
                 parts.setdefault(node.name, _Part(node.name))

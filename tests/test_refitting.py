@@ -18,7 +18,6 @@ from nestify import refitting
 from nestify.compare import relative_distance
 from nestify.errors import NestifyWarning, UsageError
 from nestify.fitting import Fit
-from nestify.moments import Moments
 from tests.patterns.test_patterns import PATTERNS, nested_of
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -38,7 +37,8 @@ def distances(
     """How far the subnet is from the whole network on ``fresh`` data: calibrated, and refitted."""
     nested.eval()
     with torch.no_grad():
-        whole = [nested.extract(nested.space.largest())(x) for x in fresh]
+        largest = nested.extract(nested.space.largest(), calibrate=data)
+        whole = [largest(x) for x in fresh]
         plain = nested.extract(subnet, calibrate=data)
         refitted = nested.extract(subnet, calibrate=data, refit=True)
         plain_one, refitted_one = ([net(x) for x in fresh] for net in (plain, refitted))
@@ -162,7 +162,7 @@ def test_nothing_changes_where_nothing_is_cut_and_any_subnet_can_be_refitted(nam
     """The largest one bit for bit; verification compares the others with the nested model."""
     pattern = PATTERNS[name]
     nested = nested_of(pattern)
-    data = [pattern.example(3), pattern.example(3)]
+    data = [pattern.example(size) for size in (5, 4, 5)]
     calibrate = [(x, None) for x in data] if not nested.example_kwargs else None
     if calibrate is None:
         calibrate = [((*x, nested.example_kwargs), None) for x in data]
@@ -171,7 +171,8 @@ def test_nothing_changes_where_nothing_is_cut_and_any_subnet_can_be_refitted(nam
     plain = nested.extract(largest).state_dict()
     refitted = nested.extract(largest, calibrate=calibrate, refit=True).state_dict()
     assert plain.keys() == refitted.keys()
-    assert all(torch.equal(plain[key], refitted[key]) for key in plain)
+    weights = [key for key in plain if not key.endswith(("running_mean", "running_var"))]
+    assert all(torch.equal(plain[key], refitted[key]) for key in weights)
     for seed in range(2):
         subnet = nested.space.sample(torch.Generator().manual_seed(seed))
         slim = nested.extract(subnet, calibrate=calibrate, refit=True)
@@ -198,7 +199,7 @@ def test_layers_and_paths_that_are_dropped_are_made_up_for(recipe: str) -> None:
     nested = mobile(recipe, groups=4)
     data, fresh = batches(16, 3, 10, 10, count=8), batches(16, 3, 10, 10, seed=50)
     plain, refitted = distances(nested, nested.space.at(0.5), data, fresh)
-    assert refitted < 0.8 * plain
+    assert refitted < 0.9 * plain
 
 
 def test_heads_that_are_dropped_are_made_up_for() -> None:
@@ -216,7 +217,11 @@ def test_few_samples_do_no_harm() -> None:
     model = nn.Sequential(nn.Linear(6, 96), nn.ReLU(), nn.Linear(96, 4)).double()
     nested = nestify.transform(model, "fn3-neuron", (drawn(2, 6, seed=0),))
     fresh = batches(200, 6, seed=50)
-    for count in (1, 2, 5, 30):
+    for count in (1, 3):
+        with pytest.warns(NestifyWarning, match=r"leaves 2\.weight as it is: calibrate= gives too"):
+            plain, refitted = distances(nested, {"0": 64}, batches(count, 6, count=1), fresh)
+        assert refitted == plain
+    for count in (5, 30, 80):
         plain, refitted = distances(nested, {"0": 64}, batches(count, 6, count=1), fresh)
         assert refitted <= 1.02 * plain, count
     assert refitted < 0.8 * plain
@@ -309,7 +314,7 @@ def test_data_that_cannot_be_used_are_refused(calibrate: Any, message: str) -> N
 
 
 def test_a_layer_that_is_too_wide_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refitting, "_MOST_INPUTS", 10)
+    monkeypatch.setattr(refitting, "MOST_INPUTS", 10)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).double()
     nested = nestify.transform(model, "fn3-neuron", (drawn(2, 6, seed=0),))
     with pytest.warns(NestifyWarning, match=r"leaves 2\.weight as it is") as caught:
@@ -337,10 +342,11 @@ def test_groups_are_fitted_side_by_side(
     for i, chunk in enumerate(chunks):
         both.add(*chunk)
         (first if i < 2 else second).add(*chunk)
-    first.moments.merge(second.moments)
+    first.merge(second)
     found, moved = both.solve(0.1)
     merged, _ = first.solve(0.1)
     torch.testing.assert_close(found, merged)
+    assert first.count == both.count == 13
     total = 0.0
     for g in range(groups):
         one = Fit(weight[g], None if shift is None else shift[g])
@@ -365,16 +371,4 @@ def test_the_error_is_that_of_the_outputs(bias: bool, seed: int) -> None:
     for new, moved in ((weight, shift), fit.solve(), fit.solve(10.0)):
         outputs = F.linear(rows, new, moved)
         expected = float((outputs - target).square().sum(1).mean())
-        assert fit.error(new, moved) == pytest.approx(expected, rel=1e-3)  # its N is one less
-
-
-def test_problems_of_one_size_are_added_up_side_by_side() -> None:
-    rows = torch.randn(2, 3, 9, 4).double()
-    moments = Moments()
-    for chunk in rows.split([4, 0, 5], -2):
-        moments.add(chunk)
-    for i in range(2):
-        for j in range(3):
-            torch.testing.assert_close(moments.covariance[i, j], rows[i, j].T.cov())
-            second = rows[i, j].T.cov() + torch.outer(rows[i, j].mean(0), rows[i, j].mean(0))
-            torch.testing.assert_close(moments.second[i, j], second)
+        assert fit.error(new, moved) == pytest.approx(expected)
