@@ -86,7 +86,7 @@ def refitted(
         root.eval()
         reference = Walk(program, root, _copies(batches), Keep({}), nested.own_tensors(whole))
         others = _on_these_batches(reference, calls)
-        for stop in Walk(program, root, _copies(batches), keep, own).stops():
+        for stop in Walk(program, root, _copies(batches), _copy(keep), own).stops():
             call = calls.get(stop.node)
             if call is None:
                 continue
@@ -180,6 +180,11 @@ def _is_layer(node: fx.Node, weight: fx.Node) -> bool:
     return batched and real and not blocks_of(node)
 
 
+def _copy(keep: Keep) -> Keep:
+    """The same, to be told the size of a batch."""
+    return Keep(keep.sizes, keep.picks)
+
+
 def _copies(batches: Sequence[list[Any]]) -> list[list[Any]]:
     """Inputs that a walk may write into."""
     return [[v.clone() if isinstance(v, Tensor) else v for v in flat] for flat in batches]
@@ -209,13 +214,13 @@ class _Subnet:
         own: Mapping[str, Tensor],
     ) -> None:
         self.graph, self.root, self.own = program.graph, root, own
-        self.keep = Keep(keep.sizes, keep.picks)
+        self.keep = _copy(keep)
         self.keeps = [self._of_batch(program, flat) for flat in batches]
         self.found: dict[str, Tensor] = {}
 
     def _of_batch(self, program: Program, flat: Sequence[Any]) -> Keep:
         """The same with the size of a batch, which dims may hold beside what is cut."""
-        keep, batched = Keep(self.keep.sizes, self.keep.picks), self.graph.capture.batched
+        keep, batched = _copy(self.keep), self.graph.capture.batched
         inputs = zip(program.inputs, flat, strict=True)
         size = next((v.shape[0] for node, v in inputs if node.name in batched), None)
         if size is not None and self.graph.batch is not None:
@@ -260,8 +265,8 @@ def _statistics(stop: Stop, call: _Call) -> list[Tensor]:
     count = sum(x.numel() // x.shape[1] for x in values)
     if count < 2:
         return []
-    means = [(x.transpose(0, 1).flatten(1).double().sum(1)) for x in values]
-    mean = torch.stack(means).sum(0) / count
+    sums = [x.transpose(0, 1).flatten(1).double().sum(1) for x in values]
+    mean = torch.stack(sums).sum(0) / count
     apart = [(x.transpose(0, 1).flatten(1) - mean[:, None]).square().sum(1) for x in values]
     return [mean, torch.stack(apart).sum(0) / (count - 1)]
 
