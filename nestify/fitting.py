@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = ["MOST_INPUTS", "RIDGE", "Fit", "unexplained"]
 
 RIDGE = 1e-4  # of the mean square of the rows: they are samples, and fewer than one would like
+_CHUNK = 1 << 23  # numbers that are taken in at once: 64 MiB
 MOST_INPUTS = 8192  # of a filter: the moments of more would take over 0.5 GiB
 
 
@@ -69,16 +70,20 @@ class Fit:
         """Take in rows (..., samples, inputs) and what the outputs should be (..., samples,
         outputs).
         """
-        count = rows.shape[-2]
-        if not count:
-            return
-        rows = rows.double()
-        lacks = target.double() - rows @ self.weight.mT
+        most = max(1, _CHUNK // max(1, rows[..., 0, :].numel())) if rows.shape[-2] else 1
+        for some, wanted in zip(rows.split(most, -2), target.split(most, -2), strict=True):
+            if some.shape[-2]:
+                self._add(some.double(), wanted.double())
+
+    def _add(self, rows: Tensor, target: Tensor) -> None:
+        lacks = target - rows @ self.weight.mT
         if self.bias is not None:
             lacks = lacks - self.bias[..., None, :]
         row, lack = rows.mean(-2), lacks.mean(-2)
         rows, lacks = rows - row[..., None, :], lacks - lack[..., None, :]
-        sums = _Sums(count, row, lack, rows.mT @ rows, rows.mT @ lacks, lacks.square().sum(-2))
+        sums = _Sums(
+            rows.shape[-2], row, lack, rows.mT @ rows, rows.mT @ lacks, lacks.square().sum(-2)
+        )
         self._sums = sums if self._sums is None else self._sums.merged(sums)
 
     def merge(self, other: Fit) -> None:

@@ -328,7 +328,7 @@ class NestedModel(Holder):
             VerificationError: the result differs from this model under the same subnet.
         """
         keep, whole = self.keep(subnet), sizes_of(self.space, subnet)
-        own = self.own_tensors(whole)
+        own = self.own_tensors(whole, statistics=not refit)
         if refit:
             own |= refitted(self, self._program, keep, calibrate, own)
         tensors = dict(self.named_tensors()) | own

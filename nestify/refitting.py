@@ -10,6 +10,7 @@ than what it has keeps it.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ __all__ = ["refitted"]
 
 _RIDGES = (RIDGE, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _ENOUGH = 1.1  # times the least error: the strongest ridge that does keeps weights small
+_WIDE = f"a filter reads over {MOST_INPUTS} values, whose moments would take over 0.5 GiB"
+_AT_ONCE = MOST_INPUTS  # values that the filters of some groups read together
 _ROUNDING = 4  # times the precision of a dtype: values as near as that are the same
 _FOURTH = 4  # every fourth batch is held out, or of fewer batches the last fourth of each
 
@@ -46,7 +49,9 @@ class _Nested(Protocol):
     def space(self) -> SearchSpace: ...
     @property
     def switchable_norms(self) -> SwitchableNorms | None: ...
-    def own_tensors(self, subnet: Subnet | None) -> dict[str, Tensor]: ...
+    def own_tensors(
+        self, subnet: Subnet | None, *, statistics: bool = True
+    ) -> dict[str, Tensor]: ...
 
 
 class _Call(NamedTuple):
@@ -68,7 +73,8 @@ def refitted(
 ) -> dict[str, Tensor]:
     """Tensors of the subnet that ``keep`` describes, by name and of the full size.
 
-    ``own`` are those that it has already in place of the nested model's. What is alive of all
+    ``own`` are those that it has already in place of the nested model's, without statistics that
+    were estimated for it. What is alive of all
     batches, in both networks, is held at once.
 
     Raises:
@@ -81,10 +87,14 @@ def refitted(
     _refuse(program, nested.switchable_norms, whole)
     batches = flat_batches(program.graph.capture, calibration, device_of(root))
     subnet = _Subnet(program, root, keep, batches, own)
-    calls, left = _calls(program), _Left([], [])
+    calls, left = _calls(program), _Left()
+    shared = {str(bind_arguments(n)["running_mean"].target) for n in program.norms.keys() - calls}
+    if shared:
+        left.why["several calls share these statistics"] = sorted(shared)
+    teacher = nested.own_tensors(whole, statistics=False)
     with left_as_found(root):
         root.eval()
-        reference = Walk(program, root, _copies(batches), Keep({}), nested.own_tensors(whole))
+        reference = Walk(program, root, _copies(batches), Keep({}), teacher)
         others = _on_these_batches(reference, calls)
         for stop in Walk(program, root, _copies(batches), _copy(keep), own).stops():
             call = calls.get(stop.node)
@@ -94,7 +104,7 @@ def refitted(
             if call.is_norm:
                 subnet.correct(stop, call, _statistics(stop, call))
             elif stop.values(call.tensors[0])[0][0].numel() > MOST_INPUTS:
-                left.wide.append(str(call.tensors[0].target))
+                left.why.setdefault(_WIDE, []).append(str(call.tensors[0].target))
             elif not subnet.reads_all(stop, other, call):
                 targets = subnet.cut(other.outputs(), stop.node)
                 subnet.correct(stop, call, _fitted(stop, call, targets, left))
@@ -102,30 +112,21 @@ def refitted(
     return subnet.found
 
 
-class _Left(NamedTuple):
-    """Weights that are left as they are: of filters that read too much, or of too few rows."""
+class _Left:
+    """What is left as it is, by the reason."""
 
-    wide: list[str]
-    few: list[str]
+    def __init__(self) -> None:
+        self.why: dict[str, list[str]] = {}
 
     def warn(self) -> None:
-        """Name them."""
-        reasons = {
-            f"a filter reads over {MOST_INPUTS} values, whose moments would take over 0.5 GiB": (
-                self.wide
-            ),
-            "calibrate= gives too few rows to fit to some and hold out others; pass more samples": (
-                self.few
-            ),
-        }
-        for reason, names in reasons.items():
-            if names:
-                stay = "it is" if len(names) == 1 else "they are"
-                warnings.warn(
-                    f"refit=True leaves {', '.join(names)} as {stay}: {reason}",
-                    NestifyWarning,
-                    stacklevel=4,
-                )
+        """Name it."""
+        for reason, names in self.why.items():
+            stay = "it is" if len(names) == 1 else "they are"
+            warnings.warn(
+                f"refit=True leaves {', '.join(names)} as {stay}: {reason}",
+                NestifyWarning,
+                stacklevel=4,
+            )
 
 
 def _refuse(program: Program, switch: SwitchableNorms | None, whole: Subnet) -> None:
@@ -255,8 +256,8 @@ def _same(mine: Tensor, theirs: Tensor) -> bool:
         return False
     if torch.equal(mine, theirs):
         return True
-    allowed = _ROUNDING * torch.finfo(mine.dtype).eps
-    return float((mine - theirs).norm()) <= allowed * float(theirs.norm())
+    apart, size = ((x.double().square().sum()) ** 0.5 for x in (mine - theirs, theirs))
+    return bool(apart.isfinite() and apart <= _ROUNDING * torch.finfo(mine.dtype).eps * size)
 
 
 def _statistics(stop: Stop, call: _Call) -> list[Tensor]:
@@ -272,20 +273,56 @@ def _statistics(stop: Stop, call: _Call) -> list[Tensor]:
 
 
 def _fitted(stop: Stop, call: _Call, targets: Sequence[Tensor], left: _Left) -> list[Tensor]:
-    """The weight and bias whose outputs are nearest to ``targets``; none where none are nearer."""
-    window = Window(stop.node)
+    """The weight and bias whose outputs are nearest to ``targets``; none where none are nearer.
+
+    Of many groups some are fitted at a time.
+    """
     weight, *biases = (stop.values(node)[0].detach() for node in call.tensors)
-    groups = stop.args[0][0].shape[1] // weight.shape[1] if window.rank else 1
+    groups = stop.args[0][0].shape[1] // weight.shape[1] if Window(stop.node).rank else 1
     apart = weight.unflatten(0, (groups, -1)).flatten(2)
-    shift = biases[0].unflatten(0, (groups, -1)) if biases else None
-    used, held = Fit(apart, shift), Fit(apart, shift)
-    for i, (rows, outputs) in enumerate(sampled(window, stop.args, targets)):
+    shifts = [bias.unflatten(0, (groups, -1)) for bias in biases]
+    found = [old.to(torch.float64, copy=True) for old in (apart, *shifts)]
+    changed = False
+    some = max(1, _AT_ONCE // apart.shape[-1])
+    for first in range(0, groups, some):
+        here = slice(first, first + some)
+        fits = _fits(stop, targets, [tensor[here] for tensor in (apart, *shifts)], first, groups)
+        why = _hindrance(*fits)
+        if why:
+            left.why.setdefault(why, []).append(str(call.tensors[0].target))
+            return []
+        for tensor, new in zip(found, _best(*fits), strict=False):
+            tensor[here] = new
+            changed = True
+    return found if changed else []
+
+
+def _fits(
+    stop: Stop, targets: Sequence[Tensor], old: Sequence[Tensor], first: int, groups: int
+) -> tuple[Fit, Fit]:
+    """The rows of some groups, from ``first`` on, that are fitted to, and those that are held
+    out.
+    """
+    window, count = Window(stop.node), len(old[0])
+    used, held = (Fit(old[0], old[1] if len(old) > 1 else None) for _ in range(2))
+    inputs = [args[0] for args in stop.args]
+    if count < groups:
+        inputs, targets = (
+            [x.unflatten(1, (groups, -1))[:, first : first + count].flatten(1, 2) for x in values]
+            for values in (inputs, targets)
+        )
+    for i, (rows, outputs) in enumerate(sampled(window, [[x] for x in inputs], targets)):
         for fit, part in zip((used, held), _divided(i, len(rows), len(targets)), strict=True):
-            fit.add(by_group(rows[part], groups).flatten(2), by_group(outputs[part], groups))
+            fit.add(by_group(rows[part], count).flatten(2), by_group(outputs[part], count))
+    return used, held
+
+
+def _hindrance(used: Fit, held: Fit) -> str:
+    """Why nothing can be fitted to these rows, if so."""
     if not used.count or not held.count:
-        left.few.append(str(call.tensors[0].target))
-        return []
-    return [tensor for tensor in _best(used, held) if tensor is not None]
+        return "calibrate= gives too few rows to fit to some and hold out others; pass more samples"
+    finite = all(math.isfinite(fit.error(fit.weight, fit.bias)) for fit in (used, held))
+    return "" if finite else "values that it reads or should give are not finite"
 
 
 def _divided(batch: int, rows: int, batches: int) -> tuple[slice, slice]:
@@ -297,7 +334,7 @@ def _divided(batch: int, rows: int, batches: int) -> tuple[slice, slice]:
     return slice(first), slice(first, None)
 
 
-def _best(used: Fit, held: Fit) -> tuple[Tensor | None, ...]:
+def _best(used: Fit, held: Fit) -> list[Tensor]:
     """The correction, from all rows, with the strongest ridge that is nearly the best on those held
     out; none where no correction is better.
     """
@@ -305,8 +342,8 @@ def _best(used: Fit, held: Fit) -> tuple[Tensor | None, ...]:
     errors = {ridge: held.error(*used.solve(ridge)) for ridge in _RIDGES}
     least = min(errors.values())
     if not least < before:
-        return ()
+        return []
     enough = min(_ENOUGH * least, before)
     ridge = max(ridge for ridge, error in errors.items() if error <= enough)
     used.merge(held)
-    return used.solve(ridge)
+    return [tensor for tensor in used.solve(ridge) if tensor is not None]

@@ -157,6 +157,7 @@ def test_a_linear_layer_does_too_from_any_positions_that_say_it_all(
     assert refitted < 0.01 * plain
 
 
+@pytest.mark.filterwarnings("ignore:refit=True leaves .* several calls share")
 @pytest.mark.parametrize("name", PATTERNS)
 def test_nothing_changes_where_nothing_is_cut_and_any_subnet_can_be_refitted(name: str) -> None:
     """The largest one bit for bit; verification compares the others with the nested model."""
@@ -237,11 +238,16 @@ def test_what_several_calls_read_stays() -> None:
     nested = nestify.transform(model, "fn3-neuron{where=all}", (data[0],))
     subnet = nested.space.at(0.5)
     plain = nested.extract(subnet)
-    refitted = nested.extract(subnet, calibrate=data, refit=True)
+    with pytest.warns(NestifyWarning, match=r"leaves norm\.running_mean as it is: several calls"):
+        refitted = nested.extract(subnet, calibrate=data, refit=True)
     assert refitted.tied.weight is refitted.twice.weight
     old, new = plain.state_dict(), refitted.state_dict()
     changed = {key for key in old if not torch.equal(old[key], new[key])}
     assert changed == {"own.weight", "own.bias", "head.weight", "head.bias"}
+    nested.calibrate(subnet, data)
+    with pytest.warns(NestifyWarning, match="several calls share these statistics"):
+        again = nested.extract(subnet, calibrate=data, refit=True).state_dict()
+    assert all(torch.equal(new[key], again[key]) for key in new), "what was done before matters"
 
 
 def test_the_nested_model_is_left_as_it_was() -> None:
@@ -385,6 +391,39 @@ def test_batches_of_any_size_where_the_batch_is_a_part_of_a_dim(norm: nn.Module,
     nested = nestify.transform(model, "fn3-channel{where=all}", (drawn(8, 3, 10, seed=0),))
     plain, refitted = distances(nested, nested.space.at(0.5), data, fresh)
     assert refitted < 0.9 * plain
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_values_that_are_not_finite_are_named(value: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).double()
+    nested = nestify.transform(model, "fn3-neuron", (drawn(2, 6, seed=0),))
+    data = batches(8, 6)
+    data[1][0, 0] = value
+    with pytest.warns(NestifyWarning, match=r"leaves .*2\.weight as .*: values .* not finite"):
+        slim = nested.extract({"0": 8}, calibrate=data, refit=True)
+    assert torch.equal(slim.get_submodule("2").weight, nested.get_submodule("2").weight[:, :8])
+
+
+@pytest.mark.parametrize("size", [1.0, 3000.0])
+def test_large_values_in_half_precision(size: float) -> None:
+    torch.manual_seed(0)
+    values = [torch.randn(4000, 64).half() * size for _ in range(2)]
+    assert refitting._same(values[0], values[0].clone())
+    assert not refitting._same(*values)
+
+
+@pytest.mark.parametrize("most", [8, 20, 200])
+def test_many_groups_are_fitted_some_at_a_time(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """As all at once, but that each chooses its ridge: the reads of a filter are 9 here."""
+    nested, data = mobile("fn3-path", groups=12), batches(16, 3, 10, 10, count=8)
+    monkeypatch.setattr(refitting, "_RIDGES", (0.01,))
+    subnet = nested.space.at(0.5)
+    whole = nested.extract(subnet, calibrate=data, refit=True).state_dict()
+    monkeypatch.setattr(refitting, "_AT_ONCE", most)
+    some = nested.extract(subnet, calibrate=data, refit=True).state_dict()
+    for key in whole:
+        torch.testing.assert_close(some[key], whole[key])
 
 
 @settings(max_examples=20)
