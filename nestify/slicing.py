@@ -111,6 +111,7 @@ class Keep:
     ) -> None:
         self.picks = dict(picks or {})
         self.sizes: dict[Dim, int] = {**counts, **{d: len(p) for d, p in self.picks.items()}}
+        self._held: set[Dim] = set()
         self._plans: dict[int, tuple[Sequence[Expr], Plan]] = {}
         self._size = Fold(self._kept, math.prod, sum)
         self._full = Fold(self._is_whole, all, all)
@@ -123,8 +124,11 @@ class Keep:
         return self._size(expr)
 
     def hold(self, dim: Dim, size: int) -> None:
-        """Set the size of ``dim`` from now on, such as the batch size of one call."""
+        """Set the size of ``dim`` from now on, such as the batch size of one call: all of it is
+        kept.
+        """
         self.sizes[dim] = size
+        self._held.add(dim)
         for fold in (self._size, self._full, self._positions):
             fold.forget()
 
@@ -137,8 +141,8 @@ class Keep:
         return self._is_whole(expr) if isinstance(expr, Dim | Const) else self._full(expr)
 
     def _is_whole(self, leaf: Dim | Const) -> bool:
-        if isinstance(leaf, Dim) and leaf.batch:
-            return True  # however large it is now
+        if leaf in self._held:
+            return True
         return leaf not in self.picks and self._kept(leaf) == leaf.size
 
     def _is_prefix(self, expr: Expr) -> bool:
@@ -158,7 +162,7 @@ class Keep:
 
     def _positions_of(self, leaf: Dim | Const) -> _Positions:
         pick = self.picks.get(leaf) if isinstance(leaf, Dim) else None
-        size = self._kept(leaf) if isinstance(leaf, Dim) and leaf.batch else leaf.size
+        size = self._kept(leaf) if leaf in self._held else leaf.size
         return _Positions(size, torch.arange(self._kept(leaf)) if pick is None else pick)
 
     def literal(self, value: Any, expr: Any) -> Any:

@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.slicing import Plan, cut, put
+from nestify.dims import Const, Dim, Product
+from nestify.slicing import Keep, Plan, cut, put
 
 
 @st.composite
@@ -42,3 +44,14 @@ def test_put_writes_what_is_cut_and_nothing_else(case: tuple[torch.Tensor, Plan]
     written = {tuple(int(i) for i in place) for place in itertools.product(*places)}
     for place in itertools.product(*map(range, tensor.shape)):
         assert place in written or tensor[place] == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_dim_that_is_held_is_kept_whole_however_large_it_is(size: int) -> None:
+    batch, channels = Dim(2, batch=True), Dim(3)
+    keep = Keep({channels: 2})
+    dims = (Product((Const(4), batch)), Product((batch, channels)))
+    keep.hold(batch, size)
+    x = torch.arange(4 * size * size * 3).reshape(4 * size, size * 3)
+    cut = keep.slice(x, dims)
+    assert torch.equal(cut, x.reshape(4 * size, size, 3)[..., :2].reshape(4 * size, size * 2))
