@@ -90,8 +90,8 @@ def table(rows: list[Row]) -> list[Row]:
     for (network, share, importance), mine in cases.items():
         line: Row = {"network": network, "MACs": share, "torch-pruning by": importance}
         line["seeds"] = len(mine)
-        for name in list(mine[0])[4:]:
-            line[name] = statistics.mean(row[name] for row in mine)
+        for name in list(max(mine, key=len))[4:]:  # older runs may lack some
+            line[name] = statistics.mean(row[name] for row in mine if name in row)
         line["ahead by"] = line["nestify"] - line["torch-pruning"]
         ahead = [row["nestify"] - row["torch-pruning"] for row in mine]
         line["sd"] = statistics.stdev(ahead) if len(ahead) > 1 else 0.0
