@@ -149,8 +149,10 @@ class Program:
 
     def batch_size(self, flat: Sequence[Any]) -> int:
         """The batch size of these inputs; 0 where no call has it among its arguments."""
-        if self._batch is None:
-            return 0
+        return 0 if self._batch is None else self.samples(flat)
+
+    def samples(self, flat: Sequence[Any]) -> int:
+        """The batch size of these inputs; 0 where none has a batch."""
         batched = self.graph.capture.batched
         sizes = (v.shape[0] for n, v in zip(self.inputs, flat, strict=True) if n.name in batched)
         return next(sizes, 0)

@@ -74,8 +74,7 @@ def refitted(
     """Tensors of the subnet that ``keep`` describes, by name and of the full size.
 
     ``own`` are those that it has already in place of the nested model's, without statistics that
-    were estimated for it. What is alive of all
-    batches, in both networks, is held at once.
+    were estimated for it. What is alive of all batches, in both networks, is held at once.
 
     Raises:
         UsageError: there are no batches; the network writes into its buffers in eval; norms switch,
@@ -221,11 +220,9 @@ class _Subnet:
 
     def _of_batch(self, program: Program, flat: Sequence[Any]) -> Keep:
         """The same with the size of a batch, which dims may hold beside what is cut."""
-        keep, batched = _copy(self.keep), self.graph.capture.batched
-        inputs = zip(program.inputs, flat, strict=True)
-        size = next((v.shape[0] for node, v in inputs if node.name in batched), None)
-        if size is not None and self.graph.batch is not None:
-            keep.hold(self.graph.batch, size)
+        keep = _copy(self.keep)
+        if self.graph.batch is not None:
+            keep.hold(self.graph.batch, program.samples(flat))
         return keep
 
     def cut(self, values: Sequence[Tensor], node: fx.Node) -> list[Tensor]:
