@@ -18,7 +18,7 @@ from nestify.usercode import kind_of
 
 __all__ = [
     "BatchStatistics",
-    "Moments",
+    "CallStatistics",
     "NormCall",
     "call_of",
     "inputs_of",
@@ -119,7 +119,7 @@ class NormCall(NamedTuple):
     var: str
 
 
-class Moments(NamedTuple):
+class CallStatistics(NamedTuple):
     """Mean and variance of one batch at one call of a BatchNorm, as two rows."""
 
     node: fx.Node
@@ -139,10 +139,10 @@ class BatchStatistics:
         self.calls: dict[fx.Node, Callable[[list[Any]], torch.Tensor]] = {
             node: partial(self._norm, node) for node in norms
         }
-        self.batch: list[Moments] = []
+        self.batch: list[CallStatistics] = []
         self.batches = 0
         self._memory: dict[_Kind, torch.Tensor] = {}  # what is left of it for this batch
-        self._averages: dict[_Kind, tuple[list[Moments], torch.Tensor]] = {}
+        self._averages: dict[_Kind, tuple[list[CallStatistics], torch.Tensor]] = {}
 
     def _norm(self, node: fx.Node, args: list[Any]) -> torch.Tensor:
         x, weight, bias, mean, _, _, _, eps, cudnn = args
@@ -154,7 +154,7 @@ class BatchStatistics:
                 f"{tuple(x.shape)}, which has no variance; pass larger batches"
             )
         rows = self._zeros((mean.dtype, mean.device), len(mean))
-        self.batch.append(Moments(node, rows))
+        self.batch.append(CallStatistics(node, rows))
         mean, var = rows.unbind()
         return torch.batch_norm(x, weight, bias, mean, var, True, 1.0, eps, cudnn)
 
@@ -173,7 +173,7 @@ class BatchStatistics:
     def close_batch(self) -> None:
         """Add the statistics of a batch to the averages, those of one kind in a row."""
         self.batches += 1
-        calls: dict[_Kind, list[Moments]] = {}
+        calls: dict[_Kind, list[CallStatistics]] = {}
         for moments in self.batch:
             calls.setdefault((moments.rows.dtype, moments.rows.device), []).append(moments)
         for kind, mine in calls.items():

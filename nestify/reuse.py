@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from nestify.aliasing import written_operands
-from nestify.calibration import BatchStatistics, Moments
+from nestify.calibration import BatchStatistics, CallStatistics
 from nestify.cuts import Cuts, Mark
 from nestify.recognition import UNCHANGED, Look, Weights, look_at, twin
 from nestify.running import Run, Slices
@@ -104,7 +104,7 @@ class _Pass:
         reads = reuse.cuts.first_reads
         self.tokens = sorted((reads[name], name, tokens[name]) for name in run.own if name in reads)
         self.given = storages_of(look.tensors).keys()
-        self.moments: list[Moments] = []
+        self.moments: list[CallStatistics] = []
         self.storages: dict[int, int] = {}  # of these moments and of the inputs
         self.copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 

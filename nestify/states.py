@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from nestify.calibration import Moments
+from nestify.calibration import CallStatistics
 from nestify.recognition import Look, twin
 
 __all__ = ["Inputs", "State", "States", "storages_of"]
@@ -43,7 +43,7 @@ class State:
     place: int
     inputs: Inputs
     values: Mapping[int, Any]
-    moments: Sequence[Moments]
+    moments: Sequence[CallStatistics]
     storages: Mapping[int, int]
     used: int = field(default=0, init=False)
     position: int = field(default=0, init=False)

@@ -7,7 +7,7 @@ The tree is walked through the modules' own registries, not by attribute: a chil
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -61,8 +61,12 @@ def own_names(module: nn.Module) -> set[str]:
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:
     """The module at ``path``, or None."""
+    return _below(root, _parts(path))
+
+
+def _below(root: nn.Module, parts: Sequence[str]) -> nn.Module | None:
     found: nn.Module | None = root
-    for part in _parts(path):
+    for part in parts:
         found = vars(found)["_modules"].get(part)
         if found is None:
             return None
@@ -180,11 +184,9 @@ def _container(root: nn.Module, path: str) -> nn.Module:
 def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
     """The parameter or buffer of that dotted name."""
     *path, leaf = _parts(name)
-    owner: Any = root
-    for part in path:
-        owner = vars(owner)["_modules"].get(part)
-        if owner is None:
-            raise AttributeError(f"no module {'.'.join(path)!r} in {type(root).__name__}")
+    owner = _below(root, path)
+    if owner is None:
+        raise AttributeError(f"no module {'.'.join(path)!r} in {type(root).__name__}")
     found = vars(owner)["_parameters"].get(leaf)
     if found is None:
         found = vars(owner)["_buffers"].get(leaf)

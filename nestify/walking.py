@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from nestify.autocasting import blocks_of, inside
 from nestify.calibration import call_of
 from nestify.capture import Capture
 from nestify.errors import UsageError
@@ -54,10 +55,10 @@ class Stop(NamedTuple):
             kwargs.update(named)
 
     def outputs(self) -> list[torch.Tensor]:
-        """What the call gives, batch by batch."""
+        """What the call gives, batch by batch, under autocast where it is in a block."""
         op: Any = self.node.target
         calls = zip(self.args, self.kwargs, strict=True)
-        with torch.no_grad():
+        with torch.no_grad(), inside(blocks_of(self.node)):
             return [op(*args, **kwargs) for args, kwargs in calls]
 
 

@@ -65,6 +65,27 @@ def with_blocks(model: Rooted, groups: int, seed: int) -> Rooted:
 # --- exactness ------------------------------------------------------------------------------------
 
 
+class Mixed(Rooted):
+    """All of it but the stem under autocast."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.mix(F.relu(self.norm(self.spatial(x))))
+            x = self.head(F.relu(x).mean((2, 3)))
+        return x.float()
+
+
+def test_blocks_are_found_and_fitted_under_autocast() -> None:
+    torch.manual_seed(0)
+    model = with_blocks(Mixed(), 4, 0).eval()
+    data = [x.float() for x in calibration()]
+    nested = nestify.transform(model, "column-4{init=project}", (data[0],), calibration=data).eval()
+    assert nested.get_submodule("spatial").groups == 4
+    for x in calibration(seed=3):
+        assert relative_error(model(x.float()), nested(x.float())) < 0.02  # bfloat16
+
+
 @settings(max_examples=12)
 @given(st.sampled_from([2, 4, 8]), st.booleans(), st.integers(0, 10**6))
 def test_exact_where_the_kernel_is_block_diagonal_up_to_a_permutation(
