@@ -1,19 +1,22 @@
 """Pruning a trained network that was never nested, against torch-pruning at the same MACs.
 
     python benchmarks/pruning_vs_peers.py [--method fn3] [--by hessian] [--seeds 3] [--only NAME]
+        [--folds 5]
 
 Each network is trained dense and then pruned to 50 % and 30 % of its MACs, by torch-pruning
 (global, iterative in 200 steps, by group magnitude and by group Taylor importance) and by nestify's
 ``rank`` and search, whose bound is what torch-pruning reached. Both see training images only, both
 get BatchNorm statistics re-estimated, and both are fine-tuned by the same short recipe; what
 nestify's least squares (``refit``) give without any training stands beside it. Writes
-``results/pruning_vs_peers.json``; runs of other networks and seeds stay in it.
+``results/pruning_vs_peers.json``; runs of other networks and seeds stay in it. With ``--folds``
+every image is a test image once, of networks that did not see it: ``results/pruning_folds.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import statistics
 from typing import Any
@@ -21,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.support import digits
 from benchmarks.support.clock import RESULTS, Row, machine, show, write
 from benchmarks.support.pruning import (
     IMPORTANCES,
@@ -36,8 +40,9 @@ from benchmarks.support.pruning import (
     train,
 )
 
-NAME = "pruning_vs_peers"
+NAME, FOLDED = "pruning_vs_peers", "pruning_folds"
 SHARES = (0.5, 0.3)
+KEYS = ("network", "MACs", "importance", "seed", "fold")
 
 
 def tuned(net: nn.Module, subject: Subject, data: Data, seed: int) -> tuple[float, float]:
@@ -53,10 +58,9 @@ def tuned(net: nn.Module, subject: Subject, data: Data, seed: int) -> tuple[floa
     return accuracy(net, data.test), statistics.mean(after)
 
 
-def compare(subject: Subject, seed: int, by: str, method: str) -> list[Row]:
+def compare(subject: Subject, seed: int, data: Data, by: str, method: str) -> list[Row]:
     """One network of one seed: nestify beside each way of torch-pruning, at its MACs."""
     torch.manual_seed(seed)
-    data = subject.data()
     net = train(subject.build(), data.train, subject.epochs, subject.rate, seed)
     whole = macs(net, data)
     theirs: dict[Key, nn.Module] = {}
@@ -89,8 +93,8 @@ def table(rows: list[Row]) -> list[Row]:
     found: list[Row] = []
     for (network, share, importance), mine in cases.items():
         line: Row = {"network": network, "MACs": share, "torch-pruning by": importance}
-        line["seeds"] = len(mine)
-        for name in list(max(mine, key=len))[4:]:  # older runs may lack some
+        line["seeds"] = len({row["seed"] for row in mine})
+        for name in [name for name in max(mine, key=len) if name not in KEYS]:  # old runs lack some
             line[name] = statistics.mean(row[name] for row in mine if name in row)
         line["ahead by"] = line["nestify"] - line["torch-pruning"]
         ahead = [row["nestify"] - row["torch-pruning"] for row in mine]
@@ -107,27 +111,29 @@ def main() -> None:
     parser.add_argument("--method", default="fn3", help="a method of nestify.search")
     parser.add_argument("--by", default="auto", help="the importance of rank")
     parser.add_argument("--only", default="", help="networks whose names hold this")
+    parser.add_argument("--folds", type=int, default=0, help="cross-validate in so many parts")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
     seeds = range(options.first, options.first + options.seeds)
     chosen = [subject for subject in SUBJECTS if options.only in subject.name]
-    rows = [
-        row
-        for subject in chosen
-        for seed in seeds
-        for row in compare(subject, seed, options.by, options.method)
-    ]
+    parts = digits.folds(options.folds) if options.folds else [digits.digits()]
+    rows: list[Row] = []
+    for subject, seed, fold in itertools.product(chosen, seeds, range(len(parts))):
+        data = Data(*map(subject.sees, parts[fold]))
+        found = compare(subject, seed, data, options.by, options.method)
+        rows += [row | {"fold": fold} for row in found] if options.folds else found
     show("Accuracy, %, at the same MACs after the same fine-tuning", table(rows))
-    rows += kept({(subject.name, seed) for subject in chosen for seed in seeds})
+    file = FOLDED if options.folds else NAME
+    rows += kept(file, {(row["network"], row["seed"]) for row in rows})
     names = [subject.name for subject in SUBJECTS]
     rows.sort(key=lambda row: (names.index(row["network"]), row["seed"]))
-    write(NAME, {"method": options.method, "by": options.by, "table": table(rows), "runs": rows})
+    write(file, {"method": options.method, "by": options.by, "table": table(rows), "runs": rows})
 
 
-def kept(anew: set[tuple[str, int]]) -> list[Row]:
+def kept(file: str, anew: set[tuple[str, int]]) -> list[Row]:
     """The other runs, by network and seed, that the results file has."""
-    path = RESULTS / f"{NAME}.json"
+    path = RESULTS / f"{file}.json"
     runs: list[Row] = json.loads(path.read_text())["runs"] if path.exists() else []
     return [row for row in runs if (row["network"], row["seed"]) not in anew]
 

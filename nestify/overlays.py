@@ -258,8 +258,15 @@ class SwitchableNorms(nn.Module):
             )
 
     def of(self, subnet: Subnet) -> dict[str, torch.Tensor]:
-        """The norms of ``subnet``; none where it is not among the chosen ones."""
+        """The norms of ``subnet``; none, and a warning, where it is not among the chosen ones."""
         if subnet not in self.subnets:
+            warnings.warn(
+                f"norms switch among the subnets {[dict(s) for s in self.subnets]}, and one that is "
+                "none of them runs on the shared norms, which training does not change since: name "
+                "it in switch_norms, too",
+                NestifyWarning,
+                stacklevel=2,
+            )
             return {}
         holder = self.get_submodule(str(self.subnets.index(subnet)))
         return {name: getattr(holder, key) for name, key in self._keys.items()}

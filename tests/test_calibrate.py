@@ -141,6 +141,7 @@ def test_dropped_norms_have_no_statistics_to_estimate() -> None:
     assert short < full
 
 
+@pytest.mark.filterwarnings("ignore:norms switch among")
 @pytest.mark.parametrize("rule", ["none", "expected", "conditional"])
 def test_switchable_norms_and_scaled_weights(rule: str) -> None:
     nested, batches = nest("mobilenet")

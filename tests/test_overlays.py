@@ -167,6 +167,18 @@ def test_norms_switch_with_the_subnet() -> None:
         assert torch.equal(kept, own[: len(kept)])
 
 
+def test_a_subnet_without_norms_of_its_own_is_named() -> None:
+    nested, batches = conv_net()
+    nested.switch_norms([0.25, 0.5])
+    said = r"norms switch among the subnets .* one that is none of them runs on the shared norms"
+    with pytest.warns(nestify.NestifyWarning, match=said):
+        nested.eval()(batches[0])  # the largest, which is none of them
+    with pytest.warns(nestify.NestifyWarning, match=said):
+        nested.extract(nested.space.at(0.75))
+    with nested.activate(nested.space.at(0.5)):
+        nested(batches[0])  # no warning
+
+
 def counting_net() -> tuple[nestify.NestedModel, torch.Tensor]:
     torch.manual_seed(0)
     norms = [nn.BatchNorm1d(width, momentum=None) for width in (6, 4)]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor, nn
 
 EPOCHS, BATCH, RATE = 40, 64, 0.2
@@ -32,6 +32,17 @@ def digits() -> tuple[Split, Split]:
     parts = train_test_split(images, labels, test_size=0.3, stratify=labels, random_state=0)
     train_x, test_x, train_y, test_y = (np.asarray(part) for part in parts)
     return _split(train_x, train_y), _split(test_x, test_y)
+
+
+@cache
+def folds(count: int) -> list[tuple[Split, Split]]:
+    """All images cut in ``count`` parts, stratified; each in turn tests what the rest trains."""
+    images, labels = load_digits(return_X_y=True)
+    cut = StratifiedKFold(count, shuffle=True, random_state=0).split(images, labels)
+    return [
+        (_split(images[train], labels[train]), _split(images[test], labels[test]))
+        for train, test in cut
+    ]
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:

@@ -26,25 +26,21 @@ Key = tuple[str, float]  # an importance of torch-pruning, and a share of MACs
 
 
 class Data(NamedTuple):
-    """Images and labels, to train on and to test on; always the same."""
+    """Images and labels, to train on and to test on."""
 
     train: digits.Split
     test: digits.Split
 
 
-def small() -> Data:
+def small(part: digits.Split) -> digits.Split:
     """scikit-learn's digits, 8 x 8."""
-    return Data(*digits.digits())
+    return part
 
 
-def cifar_shaped() -> Data:
+def cifar_shaped(part: digits.Split) -> digits.Split:
     """The digits enlarged to 32 x 32, in three channels."""
-
-    def enlarge(part: digits.Split) -> digits.Split:
-        x = F.interpolate(part.x, size=(32, 32), mode="bilinear", align_corners=False)
-        return digits.Split(x.expand(-1, 3, -1, -1).contiguous(), part.y)
-
-    return Data(*map(enlarge, digits.digits()))
+    x = F.interpolate(part.x, size=(32, 32), mode="bilinear", align_corners=False)
+    return digits.Split(x.expand(-1, 3, -1, -1).contiguous(), part.y)
 
 
 class Basic(nn.Module):
@@ -79,15 +75,16 @@ def resnet56(widths: tuple[int, ...] = (8, 16, 32), blocks: int = 9) -> nn.Modul
 
 
 class Subject(NamedTuple):
-    """A network, its data and passes; ``epochs`` to train it and for ``tuning`` after pruning.
+    """A network, what it ``sees`` of the digits, and passes.
 
-    ``scored`` training images are what importance is measured and subnets are scored on, at most
-    ``evaluations`` of them; a pruned network is fine-tuned ``repeats`` times, in other orders.
+    It is trained for ``epochs``, and after pruning for ``tuning``, ``repeats`` times, in other
+    orders. Importance is measured and at most ``evaluations`` subnets are scored on ``scored``
+    training images.
     """
 
     name: str
     build: Callable[[], nn.Module]
-    data: Callable[[], Data]
+    sees: Callable[[digits.Split], digits.Split]
     passes: str
     epochs: int = 40
     tuning: int = 5

@@ -101,6 +101,7 @@ def test_statistics_written_in_training_are_noticed(name: str) -> None:
         assert reuse.hits == hits
 
 
+@pytest.mark.filterwarnings("ignore:norms switch among")
 def test_what_a_subnet_has_of_its_own_is_told_apart() -> None:
     nested, batches = nest("mobilenet")
     half, full = nested.space.at(0.5), nested.space.largest()
