@@ -261,9 +261,9 @@ class SwitchableNorms(nn.Module):
         """The norms of ``subnet``; none, and a warning, where it is not among the chosen ones."""
         if subnet not in self.subnets:
             warnings.warn(
-                f"norms switch among the subnets {[dict(s) for s in self.subnets]}, and one that is "
-                "none of them runs on the shared norms, which training does not change since: name "
-                "it in switch_norms, too",
+                f"norms switch among the subnets {[dict(s) for s in self.subnets]}, and one that "
+                "is none of them runs on the shared norms, which training does not change since: "
+                "name it in switch_norms, too",
                 NestifyWarning,
                 stacklevel=2,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils import _pytree as pytree
 from nestify.compare import relative_error
 from nestify.rules import op_name
 
-__all__ = ["orders_equal_values", "sensitivity", "sensitivity_of_calls"]
+__all__ = ["called", "orders_equal_values", "sensitivity", "sensitivity_of_calls"]
 
 # Ops whose result says which of several values came first, or where.
 _ORDERS = ("topk", "sort", "argsort", "argmax", "argmin", "median", "max", "min", "kthvalue")
@@ -22,19 +23,29 @@ _SHARES = ("sigmoid", "silu", "special_expit")
 _POOLS = ("adaptive_max_pool", "with_indices")
 
 
-def sensitivity(model: nn.Module, inputs: tuple[torch.Tensor, ...], tiny: float) -> float:
-    """How far changes of ``tiny``, relative, in inputs and parameters move the outputs."""
+def called(model: nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
+    """The outputs, in the mode that the model is in."""
+    return model(*inputs)
+
+
+def sensitivity(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    tiny: float,
+    run: Callable[[nn.Module, Sequence[torch.Tensor]], Any] = called,
+) -> float:
+    """How far changes of ``tiny``, relative, in inputs and parameters move what ``run`` gives."""
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     with torch.no_grad():
-        expected = model(*inputs)
+        expected = run(copy.deepcopy(model), inputs)
         for _ in range(3):
             twin = copy.deepcopy(model)
             for tensor in (*twin.parameters(), *twin.buffers()):
                 if tensor.is_floating_point():
                     tensor.copy_(_moved(tensor, tiny, generator))
             moved = [_moved(x, tiny, generator) for x in inputs]
-            worst = max(worst, relative_error(expected, twin(*moved)))
+            worst = max(worst, relative_error(expected, run(twin, moved)))
     return worst
 
 
