@@ -94,8 +94,8 @@ def table(rows: list[Row]) -> list[Row]:
     for (network, share, importance), mine in cases.items():
         line: Row = {"network": network, "MACs": share, "torch-pruning by": importance}
         line["seeds"] = len({row["seed"] for row in mine})
-        for name in [name for name in max(mine, key=len) if name not in KEYS]:  # old runs lack some
-            line[name] = statistics.mean(row[name] for row in mine if name in row)
+        for name in [name for name in mine[0] if name not in KEYS]:
+            line[name] = statistics.mean(row[name] for row in mine)
         line["ahead by"] = line["nestify"] - line["torch-pruning"]
         ahead = [row["nestify"] - row["torch-pruning"] for row in mine]
         line["sd"] = statistics.stdev(ahead) if len(ahead) > 1 else 0.0
