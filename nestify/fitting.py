@@ -100,7 +100,7 @@ class Fit:
         if self.bias is None:  # the line must pass through the origin
             square = square + sums.row[..., :, None] * sums.row[..., None, :]
             cross = cross + sums.row[..., :, None] * sums.lack[..., None, :]
-        correction = torch.linalg.solve(_damped(square, ridge), cross).mT
+        correction = _solved(square, cross, ridge).mT
         bias = self.bias
         if bias is not None:
             bias = bias + sums.lack - (correction @ sums.row[..., None])[..., 0]
@@ -133,11 +133,17 @@ def unexplained(second: Tensor, weight: Tensor, inputs: Tensor) -> float:
     lost[:, inputs] = 0.0
     square = second[inputs][:, inputs]
     cross = second[inputs] @ lost.T
-    correction = torch.linalg.solve(_damped(square, RIDGE), cross)
+    correction = _solved(square, cross, RIDGE)
     made = (correction * cross).sum() * 2 - ((square @ correction) * correction).sum()
     return max(0.0, float(((lost @ second) * lost).sum() - made))
 
 
-def _damped(square: Tensor, ridge: float) -> Tensor:
+def _solved(square: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """The X of (``square`` + ridge) X = ``cross``; the matrix is symmetric and not negative."""
     added = (ridge * square.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp_min(1e-30)
-    return square + torch.diag_embed(added[..., None].expand(square.shape[:-1]))
+    damped = square.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(added[..., None])
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed.any():  # values that are not finite, or that rounding has made negative
+        return torch.linalg.solve(damped, cross)
+    return torch.cholesky_solve(cross, factor)
