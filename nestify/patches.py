@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from nestify.rules import CONVOLUTIONS, bind_arguments, op_name
+from nestify.rules import CONVOLUTIONS, bind_arguments, op_name, shape_of
 
 __all__ = ["Window", "by_group", "sampled"]
 
@@ -30,12 +30,11 @@ class Window:
 
     def __init__(self, node: fx.Node) -> None:
         bound = bind_arguments(node)
-        weight: Any = bound["weight"]
-        self.rank = weight.meta["val"].ndim - 2 if op_name(node.target) in CONVOLUTIONS else 0
-        self.kernel = tuple(int(k) for k in weight.meta["val"].shape[2:])
-        spread = self.rank
-        self.stride = _spread(bound.get("stride", 1), spread)
-        self.dilation = _spread(bound.get("dilation", 1), spread)
+        convolves = op_name(node.target) in CONVOLUTIONS
+        self.kernel = tuple(map(int, shape_of(bound["weight"])[2:])) if convolves else ()
+        self.rank = len(self.kernel)
+        self.stride = _spread(bound.get("stride", 1), self.rank)
+        self.dilation = _spread(bound.get("dilation", 1), self.rank)
         self.padding = self._margins(bound.get("padding", 0))
 
     @property

@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from nestify.autocasting import blocks_of
 from nestify.errors import NestifyWarning, UsageError
 from nestify.fitting import MOST_INPUTS, RIDGE, Fit
+from nestify.layer_calls import LayerCall, layer_calls
 from nestify.modes import left_as_found
 from nestify.overlays import SwitchableNorms
 from nestify.patches import Window, by_group, sampled
 from nestify.program import Program
-from nestify.rules import CONVOLUTIONS, bind_arguments, op_name
+from nestify.rules import bind_arguments
 from nestify.slicing import Keep, put
 from nestify.space import SearchSpace, Subnet
 from nestify.trees import device_of, get_tensor, made_like
@@ -54,16 +53,6 @@ class _Nested(Protocol):
     ) -> dict[str, Tensor]: ...
 
 
-class _Call(NamedTuple):
-    """A call whose tensors, which nothing else reads, are corrected: weight and bias, or mean and
-    variance.
-    """
-
-    operand: fx.Node
-    tensors: list[fx.Node]
-    is_norm: bool
-
-
 def refitted(
     nested: _Nested,
     program: Program,
@@ -86,7 +75,7 @@ def refitted(
     _refuse(program, nested.switchable_norms, whole)
     batches = flat_batches(program.graph.capture, calibration, device_of(root))
     subnet = _Subnet(program, root, keep, batches, own)
-    calls, left = _calls(program), _Left()
+    calls, left = layer_calls(program), _Left()
     shared = {str(bind_arguments(n)["running_mean"].target) for n in program.norms.keys() - calls}
     if shared:
         left.why["several calls share these statistics"] = sorted(shared)
@@ -102,11 +91,13 @@ def refitted(
             other = next(other for other in others if other.node is stop.node)
             if call.is_norm:
                 subnet.correct(stop, call, _statistics(stop, call))
-            elif stop.values(call.tensors[0])[0][0].numel() > MOST_INPUTS:
-                left.why.setdefault(_WIDE, []).append(str(call.tensors[0].target))
+            elif call.filters(stop)[0].numel() > MOST_INPUTS:
+                left.why.setdefault(_WIDE, []).append(call.tensors[0].name)
             elif not subnet.reads_all(stop, other, call):
                 targets = subnet.cut(other.outputs(), stop.node)
                 subnet.correct(stop, call, _fitted(stop, call, targets, left))
+    if all(call.is_norm for call in calls.values()):
+        left.why["no call has parameters of its own as its weights"] = ["every layer"]
     left.warn()
     return subnet.found
 
@@ -142,44 +133,6 @@ def _refuse(program: Program, switch: SwitchableNorms | None, whole: Subnet) -> 
         )
 
 
-def _calls(program: Program) -> dict[fx.Node, _Call]:
-    """The calls whose tensors are corrected.
-
-    A tensor that another call reads too stays as it is, for that one; so does one that is no
-    parameter, or no matrix of real numbers, and a call under autocast.
-    """
-    readers: Counter[str] = Counter()
-    for node in program.attrs:
-        readers[str(node.target)] += len(node.users)
-    parameters = program.graph.capture.tensors
-    found: dict[fx.Node, _Call] = {}
-    for node in program.graph.calls:
-        bound, name = bind_arguments(node), op_name(node.target)
-        is_norm = node in program.norms
-        if is_norm:
-            operands = [bound["running_mean"], bound["running_var"]]
-        elif (name == "linear" or name in CONVOLUTIONS) and _is_layer(node, bound["weight"]):
-            operands = [operand for operand in (bound["weight"], bound["bias"]) if operand]
-        else:
-            continue
-        if all(
-            operand.op == "get_attr"
-            and readers[str(operand.target)] == 1
-            and (is_norm or isinstance(parameters[str(operand.target)], nn.Parameter))
-            for operand in operands
-        ):
-            found[node] = _Call(next(iter(bound.values())), operands, is_norm)
-    return found
-
-
-def _is_layer(node: fx.Node, weight: fx.Node) -> bool:
-    """Whether the call is one of several filters, and if a convolution, on a batch."""
-    matrix = weight.meta["val"]
-    batched = op_name(node.target) == "linear" or node.meta["val"].ndim == matrix.ndim
-    real = matrix.is_floating_point() and matrix.ndim > 1
-    return batched and real and not blocks_of(node)
-
-
 def _copy(keep: Keep) -> Keep:
     """The same, to be told the size of a batch."""
     return Keep(keep.sizes, keep.picks)
@@ -190,13 +143,13 @@ def _copies(batches: Sequence[list[Any]]) -> list[list[Any]]:
     return [[v.clone() if isinstance(v, Tensor) else v for v in flat] for flat in batches]
 
 
-def _on_these_batches(walk: Walk, calls: Mapping[fx.Node, _Call]) -> Iterator[Stop]:
+def _on_these_batches(walk: Walk, calls: Mapping[fx.Node, LayerCall]) -> Iterator[Stop]:
     """The stops of the whole network, whose norms have the statistics of what they get."""
     for stop in walk.stops():
         call = calls.get(stop.node)
         if call is not None and call.is_norm:
-            for source, value in zip(call.tensors, _statistics(stop, call), strict=False):
-                stop.put(source, value)
+            for tensor, value in zip(call.tensors, _statistics(stop, call), strict=False):
+                stop.put(tensor.operand, value)
         yield stop
 
 
@@ -230,17 +183,18 @@ class _Subnet:
         dims = self.graph.dims[node]
         return [k.slice(x, dims) for k, x in zip(self.keeps, values, strict=True)]
 
-    def reads_all(self, stop: Stop, other: Stop, call: _Call) -> bool:
+    def reads_all(self, stop: Stop, other: Stop, call: LayerCall) -> bool:
         """Whether a filter of the subnet reads what it does in the whole network."""
-        mine, whole = (each.values(call.tensors[0])[0].shape[1:] for each in (stop, other))
+        mine, whole = (call.filters(each).shape[1:] for each in (stop, other))
         there = self.cut(other.values(call.operand), call.operand)
         return mine == whole and all(map(_same, stop.values(call.operand), there))
 
-    def correct(self, stop: Stop, call: _Call, new: Sequence[Tensor]) -> None:
+    def correct(self, stop: Stop, call: LayerCall, new: Sequence[Tensor]) -> None:
         """Let the call run with ``new`` tensors, if there are any, and note them."""
-        for source, values in zip(call.tensors, new, strict=False):
+        for (source, name, flipped), values in zip(call.tensors, new, strict=False):
             stop.put(source, values)
-            value, name = stop.values(source)[0], str(source.target)
+            value = stop.values(source)[0]
+            value = value.mT if flipped else value
             full = self.own[name] if name in self.own else get_tensor(self.root, name)
             corrected = full.detach().clone()
             put(corrected, self.keep.plan(self.graph.tensor_dims[name]), value)
@@ -257,7 +211,7 @@ def _same(mine: Tensor, theirs: Tensor) -> bool:
     return bool(apart.isfinite() and apart <= _ROUNDING * torch.finfo(mine.dtype).eps * size)
 
 
-def _statistics(stop: Stop, call: _Call) -> list[Tensor]:
+def _statistics(stop: Stop, call: LayerCall) -> list[Tensor]:
     """Mean and variance of what a BatchNorm gets in all batches; none of a single value."""
     values = stop.values(call.operand)
     count = sum(x.numel() // x.shape[1] for x in values)
@@ -269,13 +223,14 @@ def _statistics(stop: Stop, call: _Call) -> list[Tensor]:
     return [mean, torch.stack(apart).sum(0) / (count - 1)]
 
 
-def _fitted(stop: Stop, call: _Call, targets: Sequence[Tensor], left: _Left) -> list[Tensor]:
+def _fitted(stop: Stop, call: LayerCall, targets: Sequence[Tensor], left: _Left) -> list[Tensor]:
     """The weight and bias whose outputs are nearest to ``targets``; none where none are nearer.
 
     Of many groups some are fitted at a time.
     """
-    weight, *biases = (stop.values(node)[0].detach() for node in call.tensors)
-    groups = stop.args[0][0].shape[1] // weight.shape[1] if Window(stop.node).rank else 1
+    weight, inputs = call.filters(stop), stop.values(call.operand)
+    biases = [stop.values(bias.operand)[0].detach() for bias in call.tensors[1:]]
+    groups = inputs[0].shape[1] // weight.shape[1] if Window(stop.node).rank else 1
     apart = weight.unflatten(0, (groups, -1)).flatten(2)
     shifts = [bias.unflatten(0, (groups, -1)) for bias in biases]
     found = [old.to(torch.float64, copy=True) for old in (apart, *shifts)]
@@ -283,26 +238,33 @@ def _fitted(stop: Stop, call: _Call, targets: Sequence[Tensor], left: _Left) -> 
     some = max(1, _AT_ONCE // apart.shape[-1])
     for first in range(0, groups, some):
         here = slice(first, first + some)
-        fits = _fits(stop, targets, [tensor[here] for tensor in (apart, *shifts)], first, groups)
+        old = [tensor[here] for tensor in (apart, *shifts)]
+        fits = _fits(Window(stop.node), inputs, targets, old, first, groups)
         why = _hindrance(*fits)
         if why:
-            left.why.setdefault(why, []).append(str(call.tensors[0].target))
+            left.why.setdefault(why, []).append(call.tensors[0].name)
             return []
         for tensor, new in zip(found, _best(*fits), strict=False):
             tensor[here] = new
             changed = True
+    if call.turned:
+        found[0] = found[0].mT
     return found if changed else []
 
 
 def _fits(
-    stop: Stop, targets: Sequence[Tensor], old: Sequence[Tensor], first: int, groups: int
+    window: Window,
+    inputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    old: Sequence[Tensor],
+    first: int,
+    groups: int,
 ) -> tuple[Fit, Fit]:
     """The rows of some groups, from ``first`` on, that are fitted to, and those that are held
     out.
     """
-    window, count = Window(stop.node), len(old[0])
+    count = len(old[0])
     used, held = (Fit(old[0], old[1] if len(old) > 1 else None) for _ in range(2))
-    inputs = [args[0] for args in stop.args]
     if count < groups:
         inputs, targets = (
             [x.unflatten(1, (groups, -1))[:, first : first + count].flatten(1, 2) for x in values]

@@ -75,6 +75,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "activation",
         "patches",
         "walking",
+        "layer_calls",
         "refitting",
         "nested",
         "training",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -155,7 +155,44 @@ def test_a_linear_layer_does_too_from_any_positions_that_say_it_all(
     assert refitted < 0.01 * plain
 
 
-@pytest.mark.filterwarnings("ignore:refit=True leaves .* several calls share")
+class Product(nn.Module):
+    """A layer that is written as a product of matrices: its weight lies in it as ``order`` says."""
+
+    def __init__(self, inputs: int, outputs: int, form: Callable[..., Tensor], order: str) -> None:
+        super().__init__()
+        shape = (inputs, outputs) if order == "io" else (outputs, inputs)
+        self.weight, self.form = nn.Parameter(torch.randn(*shape)), form
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(x, self.weight, self.bias)
+
+
+PRODUCTS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "addmm": ("io", lambda x, w, b: torch.addmm(b, x, w)),
+    "mm": ("io", lambda x, w, b: torch.mm(x, w) + b),
+    "matmul": ("io", lambda x, w, b: (x[:, None] @ w)[:, 0] + b),
+    "T": ("oi", lambda x, w, b: x @ w.T + b),
+    "permute": ("oi", lambda x, w, b: torch.addmm(b, x, w.permute(1, 0))),
+    "linear": ("io", lambda x, w, b: F.linear(x, w.transpose(0, 1), b)),
+    "not flipped": ("io", lambda x, w, b: torch.mm(x, w.permute(0, 1)) + b),
+}
+
+
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_so_does_a_layer_that_is_written_as_a_product(name: str, square: bool) -> None:
+    torch.manual_seed(0)
+    order, form = PRODUCTS[name]
+    outputs = 4 if square else 3  # the subnet reads four
+    model = Redundant(nn.Linear(5, 8), Product(8, outputs, form, order)).double()
+    nested = nestify.transform(model, "fn3-neuron{where=all}", (drawn(2, 5, seed=0),))
+    data = batches(40, 5)
+    plain, refitted = distances(nested, {"first": 4}, data, batches(40, 5, seed=50))
+    assert refitted < 0.01 * plain
+
+
+@pytest.mark.filterwarnings("ignore:refit=True leaves .* (several calls share|no call has)")
 @pytest.mark.parametrize("name", PATTERNS)
 def test_nothing_changes_where_nothing_is_cut_and_any_subnet_can_be_refitted(name: str) -> None:
     """The largest one bit for bit; verification compares the others with the nested model."""

@@ -82,7 +82,30 @@ def test_complex_layers_stay() -> None:
     x = torch.randn(8, 6, dtype=torch.complex64)
     nested = nestify.transform(nn.Sequential(*layers), "fn3-neuron{where=all}", (x,))
     old = nested.extract({"0": 8}).state_dict()
-    new = nested.extract({"0": 8}, calibrate=[x, x], refit=True).state_dict()
+    with pytest.warns(NestifyWarning, match=r"leaves every layer as it is: no call has parameters"):
+        new = nested.extract({"0": 8}, calibrate=[x, x], refit=True).state_dict()
+    assert all(torch.equal(old[key], new[key]) for key in old)
+
+
+@pytest.mark.parametrize("form", ["scaled", "full", "two readers"])
+def test_products_that_are_no_plain_layer_stay(form: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.weight = nn.Linear(5, 8), nn.Parameter(torch.randn(3, 8))
+            self.bias = nn.Parameter(torch.randn(40, 3) if form == "full" else torch.randn(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, w = F.relu(self.first(x)), self.weight.T
+            if form == "two readers":
+                return y @ w + y.square() @ w
+            return torch.addmm(self.bias, y, w, beta=0.5 if form == "scaled" else 1)
+
+    torch.manual_seed(0)
+    data = [x.float() for x in batches(40, 5)]
+    nested = nestify.transform(Net(), "fn3-neuron", (data[0],))
+    old = nested.extract({"first": 4}).state_dict()
+    new = nested.extract({"first": 4}, calibrate=data, refit=True).state_dict()
     assert all(torch.equal(old[key], new[key]) for key in old)
 
 
