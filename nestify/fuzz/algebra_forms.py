@@ -119,7 +119,7 @@ form("count_nonzero", "({x} > 0).count_nonzero({d}) * 0.5", **_DIM)
 form("aminmax", "torch.aminmax({x}, dim={d}, keepdim={k})", **_KEEP)
 form("kthvalue", "torch.kthvalue({x}, 1, {d}, {k})", **_KEEP)
 form("mode", "torch.mode({x}, {d}, {k})[0]", **_KEEP)
-form("nanmedian", "torch.nanmedian({x}, {d}, {k})[0]", **_KEEP)
+form("nanmedian", "torch.nanmedian({x}.contiguous(), {d}, {k})[0]", **_KEEP)  # see median
 for _name in ("quantile", "nanquantile"):
     form(_name, f"torch.{_name}({{x}}, 0.4, {{d}}, {{k}})", **_KEEP)
 form("_log_softmax", "aten._log_softmax({x}, {d}, False)", **_DIM)

@@ -108,8 +108,11 @@ for _name in ("any", "all"):
 for _name in ("argmax", "argmin"):
     form(_name, f"{{x}}.{_name}({{d}}, keepdim={{k}})", 0.5, **_DIM)
     form(f"{_name}:all", f"{{x}} + {{x}}.{_name}()", 0.3, x="t: *s", when="s")
-for _name in ("median", "max", "min"):
+# torch 2.13 gives other values where the dim is an expanded one.
+form("median", "torch.median({x}.contiguous(), dim={d}, keepdim={k})", 0.5, **_DIM)
+for _name in ("max", "min"):
     form(_name, f"torch.{_name}({{x}}, dim={{d}}, keepdim={{k}})", 0.5, **_DIM)
+for _name in ("median", "max", "min"):
     form(f"{_name}:all", f"{{x}} - torch.{_name}({{x}})", 0.3, x="t: *s", when="s")
 for _name in ("max", "min"):
     form(f"{_name}:other", f"torch.{_name}({{x}}, {{y}})", 0.5, x="t: *s", y="~:")

@@ -32,10 +32,11 @@ def shrink(
             tried.add(candidate)
             try:
                 build(candidate, forms)
-            except RejectedError:
+                budget -= 1
+                broken = breaks(candidate)
+            except RejectedError:  # at once, or later where its values are drawn anew
                 continue
-            budget -= 1
-            if breaks(candidate):
+            if broken:
                 spec, improved = candidate, True
                 break
             if budget <= 0:

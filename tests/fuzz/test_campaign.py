@@ -22,9 +22,10 @@ from nestify.fuzz import campaign as campaigns
 from nestify.fuzz.build import build, example_inputs, model_of
 from nestify.fuzz.bundles import Network, in_onnxruntime
 from nestify.fuzz.campaign import campaign
-from nestify.fuzz.checks import check, check_model
+from nestify.fuzz.checks import TOLERANCE, check, check_model
 from nestify.fuzz.chunks import Settings, Tally, model_spec, run_chunk
 from nestify.fuzz.doubt import sensitivity_of_calls
+from nestify.fuzz.forms import RejectedError
 from nestify.fuzz.report import as_data, as_text
 from nestify.fuzz.shrink import shrink
 from nestify.fuzz.spec import Spec
@@ -200,6 +201,35 @@ def test_what_is_nothing_but_rounding_is_not_judged(kind: type[nn.Module]) -> No
         assert case.failure is None
         outcomes.add(case.outcome)
     assert "rounding alone moves it more" in outcomes
+
+
+class CertainDraw(nn.Module):
+    """A probability of one, which none may exceed, beside what is zero but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.odd = Odd()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.odd(x), torch.bernoulli(torch.ones_like(x))
+
+
+def test_a_model_at_the_edge_of_a_domain_is_judged() -> None:
+    inputs, other = ((torch.zeros(n, 1, dtype=torch.float64),) for n in (2, 3))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        case = check_model(CertainDraw().double(), inputs, other, seed=seed)
+        assert case.failure is None or case.failure.error > TOLERANCE
+
+
+def test_shrinking_passes_over_what_is_refused_when_it_is_built_again() -> None:
+    forms = form_table()
+    spec, _ = model_spec(Settings(), 3, forms)
+
+    def breaks(candidate: Spec) -> bool:
+        raise RejectedError("drawn anew, it has values that are not finite")
+
+    assert shrink(spec, forms, breaks, budget=3) == spec
 
 
 def test_scripts_make_the_same_model() -> None:
