@@ -72,7 +72,7 @@ _LAYERS: dict[str, tuple[str, str, str, bool]] = {
     "mm": ("self", "mat2", "", True),
     "matmul": ("self", "other", "", True),
 }
-# What may flip a matrix; whether it does, strides say.
+# What may flip a matrix; whether it does, shape and strides say.
 _TRANSPOSES = frozenset(("t", "numpy_T", "mT", "transpose", "swapaxes", "swapdims", "permute"))
 
 
@@ -115,5 +115,6 @@ def _tensor(operand: fx.Node) -> OwnTensor | None:
         return None
     if source.op != "get_attr" or len(operand.users) > 1 or source.meta["val"].ndim != 2:
         return None
-    flipped = operand.meta["val"].stride() != source.meta["val"].stride()
+    here, there = operand.meta["val"], source.meta["val"]
+    flipped = (here.shape, here.stride()) != (there.shape, there.stride())
     return OwnTensor(operand, str(source.target), flipped)

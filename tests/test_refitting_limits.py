@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import nestify
 from nestify import refitting
 from nestify.errors import NestifyWarning, UsageError
+from nestify.layer_calls import layer_calls
+from nestify.program import Program
 from tests.test_refitting import batches, distances, drawn, mobile, warmed
 
 # --- awkward networks and data --------------------------------------------------------------------
@@ -85,6 +87,24 @@ def test_complex_layers_stay() -> None:
     with pytest.warns(NestifyWarning, match=r"leaves every layer as it is: no call has parameters"):
         new = nested.extract({"0": 8}, calibrate=[x, x], refit=True).state_dict()
     assert all(torch.equal(old[key], new[key]) for key in old)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 3), (4, 1), (1, 4)])
+def test_a_transpose_is_told_from_a_view_that_moves_nothing(shape: tuple[int, int]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flipped, self.not_flipped = (
+                nn.Parameter(torch.randn(s)) for s in (shape, shape[::-1])
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.flipped.permute(1, 0) + x @ self.not_flipped.permute(0, 1)
+
+    graph = nestify.trace(Net(), torch.randn(2, shape[1]))
+    calls = layer_calls(Program(graph)).values()
+    told = {tensor.name: tensor.flipped for call in calls for tensor in call.tensors}
+    assert told == {"flipped": True, "not_flipped": False}
 
 
 @pytest.mark.parametrize("form", ["scaled", "full", "two readers"])
