@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from nestify.batch_trace import BatchArguments, batch_arguments
 from nestify.errors import CaptureError, NestifyWarning
+from nestify.first_forward import completed
 from nestify.gradient_trace import gradients_of_the_graph
 from nestify.lowering import lower
 from nestify.modes import left_as_found, mark_stochastic, mode_readers
@@ -160,6 +161,7 @@ def _capture(
     example_kwargs: Mapping[str, Any],
 ) -> Capture:
     args, kwargs = pytree.tree_unflatten(flat, spec)
+    model = completed(model, args, kwargs)
     # torch.export takes blocks without gradients for no blocks where its caller has none.
     with torch.enable_grad(), left_as_found(model), gradients_of_the_graph(model) as lost:
         _to_eval(model)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,10 +15,10 @@ from torch import fx, nn
 from torch._ops import HigherOrderOperator  # no public name
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
-from torch.utils import _pytree as pytree
 
 from nestify.autocasting import Block, place_in
 from nestify.errors import CaptureError
+from nestify.folding import Constants, is_assertion, is_symbolic, only_asserted
 from nestify.rules import bind_arguments, is_mutable, op_name, shape_of
 from nestify.tracing import source_line
 from nestify.trees import first_paths, get_tensor, tensors_of
@@ -66,6 +67,8 @@ class _Lowering:
         self.tensors: dict[str, torch.Tensor] = {}
         self.new: dict[Any, Any] = {}
         self.inputs: list[fx.Node] = []
+        self.constants = Constants(dict(_constants(program)))
+        self.asserted = cache(only_asserted)
         self.blocks: tuple[Block, ...] = ()  # of autocast, that the next call is in
         self.off = False  # whether gradients are, in this block
         self.without: set[fx.Node] = set()  # what was made where they are
@@ -104,13 +107,19 @@ class _Lowering:
         self.graph.output(values)
 
     def call(self, node: fx.Node) -> None:
+        self.constants.see(node)
         if isinstance(node.target, HigherOrderOperator):
             self.inline(node, node.target)
-        elif node.op == "get_attr" or op_name(node.target).startswith("_assert"):
+        elif node.op == "get_attr" or is_assertion(node) or node in self.asserted(node.graph):
             return
         elif node.target is operator.getitem and isinstance(self.new[node.args[0]], tuple):
             self.new[node] = self.new[node.args[0]][node.args[1]]
+        elif (number := self.constants.number(node)) is not None:
+            self.new[node] = number
+        elif _drops_nothing(node):
+            self.new[node] = self.new[node.args[0]]
         else:
+            node.meta["val"] = self.constants.sized(node.meta["val"])
             _refuse_data_dependent(node)
             target, args, kwargs = _canonical(node)
             args, kwargs = (fx.map_arg(a, self.read) for a in (args, kwargs))
@@ -217,15 +226,32 @@ def _value(node: fx.Node) -> Any:
 
 
 def _refuse_data_dependent(node: fx.Node) -> None:
-    """A size that only the data decide (``nonzero``, a boolean index) leaves nothing to slice."""
-    val = node.meta["val"]
-    sizes = [n for v in pytree.tree_leaves(val) for n in (v.shape if hasattr(v, "shape") else [v])]
-    if any(isinstance(n, torch.SymInt | torch.SymFloat | torch.SymBool) for n in sizes):
+    """What only the data decide, a number or a size (``nonzero``), no graph can spell."""
+    value = node.meta["val"]
+    if is_symbolic(value):
         line = source_line(node)
+        sized = isinstance(value, torch.Tensor | list | tuple)
         raise CaptureError(
-            f"{op_name(node.target)}{f' at {line}' if line else ''} gives a size that depends on "
-            "the data; use a mask or torch.where in its place, which keep the shape"
+            f"{op_name(node.target)}{f' at {line}' if line else ''} gives a "
+            f"{'size' if sized else 'number'} that depends on the data; "
+            + ("use a mask or torch.where in its place, which keep the shape" if sized
+               else "compute with the tensor itself, which needs no number")
         )
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether a call squeezes no dim, as none that it names has size one."""
+    operand = node.args[0] if op_name(node.target) == "squeeze" else None
+    return isinstance(operand, fx.Node) and shape_of(node) == shape_of(operand)
+
+
+def _constants(program: ExportedProgram) -> Iterator[tuple[fx.Node, torch.Tensor]]:
+    """The constant tensors of a program by their placeholders."""
+    kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    for node in program.graph.find_nodes(op="placeholder"):
+        spec = kinds[node.name]
+        if spec.kind == InputKind.CONSTANT_TENSOR:
+            yield node, cast(torch.Tensor, program.constants[str(spec.target)])
 
 
 def _canonical(node: fx.Node) -> tuple[Any, Any, Any]:
@@ -238,6 +264,12 @@ def _canonical(node: fx.Node) -> tuple[Any, Any, Any]:
         dim = min(bound.get("dim", _SPLITS.get(name, 0)), rank - 1)
         sizes = [int(piece.shape[dim]) for piece in node.meta["val"]]
         return torch.ops.aten.split_with_sizes.default, (bound["self"], sizes, dim), {}
+    if name == "squeeze":
+        sizes = shape_of(cast(fx.Node, node.args[0]))
+        named = bind_arguments(node).get("dim", tuple(range(len(sizes))))
+        named = [d % len(sizes) for d in (named if isinstance(named, list | tuple) else [named])]
+        ones = [d for d in named if sizes[d] == 1]
+        return torch.ops.aten.squeeze.dims, (node.args[0], ones), {}
     if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
         kwargs["scale"] = 1.0 / math.sqrt(shape_of(cast(fx.Node, node.args[0]))[-1])
     return node.target, node.args, kwargs

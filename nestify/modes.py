@@ -105,13 +105,15 @@ def in_eval(model: nn.Module) -> Generator[None]:
 @contextlib.contextmanager
 def mode_readers(model: nn.Module) -> Generator[set[nn.Module]]:
     """Collect the modules of ``model`` whose ``training`` is read while the block runs."""
-    own = set(model.modules())
+    # Where a module has two paths, torch.export runs stand-ins that share the modules' attributes.
+    own = {id(vars(module)): module for module in model.modules()}
     readers: set[nn.Module] = set()
 
     def read(module: nn.Module) -> bool:
         caller = sys._getframe(1).f_code.co_filename  # pyright: ignore[reportPrivateUsage]
-        if module in own and not _TRACERS.search(caller):
-            readers.add(module)
+        reader = own.get(id(vars(module)))
+        if reader is not None and not _TRACERS.search(caller):
+            readers.add(reader)
         return vars(module)["training"]
 
     def write(module: nn.Module, mode: bool) -> None:

@@ -198,11 +198,12 @@ def place_of(model: nn.Module, frames: Iterable[tuple[FrameType, int]]) -> str:
     """The innermost user's line of frames from the outermost on, and the module whose forward it
     is.
     """
-    paths = {id(module): path for path, module in model.named_modules()}
+    # By their attributes, which the stand-ins of torch.export share with the modules.
+    paths = {id(vars(module)): path for path, module in model.named_modules()}
     line = module = ""
     for frame, number in frames:
         owner = _owner(frame.f_locals)
-        module = paths.get(id(owner), module) if owner is not None else module
+        module = paths.get(id(vars(owner)), module) if owner is not None else module
         if not is_library(frame.f_code.co_filename):
             line = f"{frame.f_code.co_filename}:{number}"
     return (f" in module {module!r}" if module else "") + (f" ({line})" if line else "")

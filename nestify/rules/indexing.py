@@ -65,6 +65,8 @@ def _repeat_interleave(call: Call) -> None:
         raise ValueError("repeat_interleave is understood for one int and one dim")
     at = dim % len(dims)
     call.out = (*dims[:at], product([resolve(dims[at]), Const(repeats)]), *dims[at + 1 :])
+    if call.args.get("output_size") is not None:
+        call.literals["output_size"] = call.out[at]
 
 
 def _create(literal: str) -> Callable[[Call], None]:
@@ -76,13 +78,14 @@ def _create(literal: str) -> Callable[[Call], None]:
 
 
 def _arange(call: Call) -> None:
-    """Counting from 0 to the size of the batch goes on where the batch is larger."""
+    """Counting from 0 to a multiple of the batch goes on where the batch is larger."""
     start, step, end = (call.args.get(n, k) for n, k in (("start", 0), ("step", 1), ("end", 0)))
-    if start != 0 or step != 1 or not isinstance(end, int):
+    whole = isinstance(step, int) and isinstance(end, int) and step > 0 and end % step == 0
+    if start != 0 or not whole:
         _constants(call)
         return
     call.out = tuple(new_dim(n) for n in call.out_shape)
-    call.literals["end"] = call.out[0]
+    call.literals["end"] = call.out[0] if step == 1 else product([call.out[0], Const(step)])
     call.number(call.out[0], "arange counts this dim")
 
 

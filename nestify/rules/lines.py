@@ -48,7 +48,8 @@ def _window(rank: int, args: tuple[str, ...]) -> Line:
 LINES: dict[str, Line] = {
     **{f"conv{rank}d": _conv(rank) for rank in (1, 2, 3)},
     **{f"conv_transpose{rank}d": _conv_transpose(rank) for rank in (1, 2, 3)},
-    "linear": Line("*b i, o i, o -> *b o", _CONV_ARGS, contracts="i", macs="*b o i"),
+    # A weight may be a vector: then *o stands for no dim.
+    "linear": Line("*b i, *o i, *o -> *b *o", _CONV_ARGS, contracts="i", macs="*b *o i"),
     "bilinear": Line(
         "*b i, *b j, o i j, o -> *b o",
         ("input1", "input2", "weight", "bias"),

@@ -107,16 +107,11 @@ def _movedim(call: Call) -> None:
 
 
 def _squeeze(call: Call) -> None:
+    """Capture names the dims of size one, and leaves out calls that drop none."""
     dims = call.need("self")
-    named = call.args.get("dim")
-    if named is None:
-        at = set(range(len(dims)))
-    else:
-        at = {d % len(dims) for d in (named if isinstance(named, list | tuple) else [named])}
-    for d in at:
-        # A dim that a smaller net narrows to one would be squeezed there and not here.
-        call.fix(dims[d], "squeeze must not meet a dim that may shrink to one", "squeeze")
-    call.out = tuple(e for d, e in enumerate(dims) if not (d in at and e.size == 1))
+    named = call.args["dim"]
+    at = {d % len(dims) for d in (named if isinstance(named, list | tuple) else [named])}
+    call.out = tuple(e for d, e in enumerate(dims) if d not in at)
 
 
 def _unsqueeze(call: Call) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nestify.dims import Const, Expr, concat
-from nestify.rules.calls import Call, Dims
+from nestify.rules.calls import Call, Dims, bind_arguments, op_name
 from nestify.rules.shapes import cut
 
 __all__ = ["WRITES"]
@@ -126,18 +126,42 @@ def _one_hot(call: Call) -> None:
 
 
 def _embedding_bag(call: Call) -> None:
-    """One row a bag: words by position, features as they are; what else it returns counts words."""
+    """One row a bag: words by position, features as they are.
+
+    Offsets that count in steps of ``k``, as torch makes them of ids in rows of ``k``, make each row
+    a bag.
+    """
     words, width = call.need("weight")
     call.fix(words, "embedding_bag reads this dim by position")
-    for name in ("indices", "offsets", "per_sample_weights"):
-        for expr in call.dims(name) or ():
+    (ids,), (bags,) = call.need("indices"), call.need("offsets")
+    weights = call.dims("per_sample_weights")
+    if weights is not None:
+        call.unify(ids, weights[0])
+    step = _steps_of(call.args["offsets"], ids.size)
+    if step and not call.args["include_last_offset"]:
+        rows, _ = call.factor(ids, bags.size)
+        call.unify(rows, bags)
+    else:
+        for expr in (ids, bags):
             call.fix(expr, "embedding_bag gathers runs of this dim")
+        bags = Const(call.out_shape[0])
+    known = (bags, ids, bags, bags)  # rows, the bag of each word, words in each bag, largest ones
     results: list[Dims] = []
-    for i, val in enumerate(call.node.meta["val"]):
-        wide = i == 0 or val.ndim == 2  # the places of the largest: one for each feature
+    for expr, val in zip(known, call.node.meta["val"], strict=True):
         sizes = [int(n) for n in val.shape]
-        results.append((Const(sizes[0]), width) if wide else tuple(map(Const, sizes)))
+        lead = expr if sizes[0] == expr.size else Const(sizes[0])
+        results.append((lead, width) if val.ndim == 2 else (lead,))
     call.out = tuple(results)
+
+
+def _steps_of(offsets: Any, count: int) -> int:
+    """The step in which ``offsets`` count from 0 to ``count``; 0 where they do not."""
+    if op_name(offsets.target) != "arange":
+        return 0
+    bound = bind_arguments(offsets)
+    step = bound.get("step", 1)
+    whole = bound.get("start", 0) == 0 and bound["end"] == count
+    return step if whole and isinstance(step, int) else 0
 
 
 def _search(call: Call) -> None:

@@ -50,8 +50,9 @@ add("movedim", lambda x: aten.movedim(x, 0, -1), "3* 3* 4*")
 add("movedim:two", lambda x: aten.movedim(x, [0, 1], [2, 0]), "3* 2* 4*")
 add("movedim:same", lambda x, y: aten.movedim(x @ x.t() + y, 0, 1), "3* 4*, 3* 3*")
 add("squeeze", lambda x: x.squeeze(1), "2* 1 3*")
-add("squeeze:kept", lambda x: x.squeeze(0), "2 1 3*")
-add("squeeze:all", lambda x: x.squeeze(), "2 1 3")
+add("squeeze:all", lambda x: x.squeeze(), "2* 1 3*")
+add("squeeze:some", lambda x: x.squeeze((0, 1)), "2* 1 3*")
+add("squeeze:inplace", lambda x: x.clone().squeeze_(1), "2* 1 3*")
 add("squeeze:dims", lambda x: x.squeeze((0, 2)), "1 3* 1")
 add("unsqueeze", lambda x: x.unsqueeze(-1), "2* 3*")
 add("unsqueeze:front", lambda x: x.unsqueeze(0), "2* 3*")
@@ -124,6 +125,11 @@ add("repeat:front", lambda x: x.repeat(5, 1, 2), "3* 4*")
 add("repeat:batch", lambda x, y: x + y.repeat(x.shape[0], 1), "B 4, 1 4")
 add("tile", lambda x: x.tile(5, 1, 2), "3* 4*")
 add("repeat_interleave", lambda x: x.repeat_interleave(3, 1), "2* 4*")
+add(
+    "repeat_interleave:sized",
+    lambda x: x.repeat_interleave(3, 1, output_size=12),
+    "2* 4*",
+)
 for _name in ("zeros", "ones", "rand", "randn", "empty"):
     add(_name, lambda x, n=_name: getattr(torch, n)(2, 3) + x, "3*", values=_name[0] in "zo")
 for _name in ("new_zeros", "new_ones", "new_empty"):
@@ -132,6 +138,7 @@ add("full", lambda x: torch.full((2, 3), 7.0) + x, "3*")
 add("new_full", lambda x: x.new_full((2, 3), 7.0) + x, "3*")
 add("zeros:batch", lambda x, y: torch.cat([x, torch.zeros(x.shape[0], 4) * y], 1), "B 4, 4*")
 add("arange", lambda x: x + torch.arange(3), "2* 3")
+add("arange:steps", lambda x: x + torch.arange(0, 9, 3), "2* 3")
 add("arange:start", lambda x: x + torch.arange(1, 4), "2* 3")
 add("linspace", lambda x: x + torch.linspace(0, 1, 3), "2* 3")
 add("eye", lambda x: x + torch.eye(3), "2* 3 3")

@@ -47,6 +47,12 @@ add("slice_scatter:step", lambda x, s: x.slice_scatter(s, 1, 0, 6, 2), "2* 6, 2*
 add("one_hot", lambda i: F.one_hot(i, 5), "i5: 3* 4*")
 add("embedding_bag", lambda w, i, o: F.embedding_bag(i, w, o), "7 4*, i7: 6, i1: 1")
 add("embedding_bag:max", lambda w, i, o: F.embedding_bag(i, w, o, mode="max"), "7 4*, i7: 6, i1: 1")
+add("embedding_bag:rows", lambda w, i: F.embedding_bag(i, w, mode="sum"), "7 4*, i7: 2 3")
+add(
+    "embedding_bag:weighted",
+    lambda w, i, s: F.embedding_bag(i, w, mode="sum", per_sample_weights=s),
+    "7 4*, i7: 2 3, 2 3",
+)
 add("bucketize", torch.bucketize, "2* 3*, 4")
 add("searchsorted", lambda x, s: torch.searchsorted(s, x), "2* 3*, 4")
 add("searchsorted:rows", lambda x, s: torch.searchsorted(s, x), "2* 3*, 2* 4")

@@ -23,8 +23,6 @@ from tests.laws.harness import (
 )
 from tests.laws.samples import SAMPLES
 
-aten = torch.ops.aten
-
 # Capture spells these in the terms of other ops; their samples prove that.
 REWRITTEN = set("chunk split tensor_split hsplit vsplit dsplit unsafe_chunk unsafe_split".split())
 # Capture drops these: they compute nothing.
@@ -138,7 +136,6 @@ REFUSED = {
     "solve for a vector": Sample(lambda x, y: torch.linalg.solve(x @ x.mT, y), "2 3 3, 2 3"),
     "repeat_interleave of a flat tensor": Sample(lambda x: x.repeat_interleave(2), "2 3"),
     "tile of fewer dims": Sample(lambda x: x.tile(2), "2 3"),
-    "linear with a vector for a weight": Sample(lambda x, w: aten.linear(x, w), "2 3, 3"),
 }
 
 
