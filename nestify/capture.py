@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -25,7 +25,7 @@ from nestify.gradient_trace import gradients_of_the_graph
 from nestify.lowering import lower
 from nestify.modes import left_as_found, mark_stochastic, mode_readers
 from nestify.tracing import export_program, source_line
-from nestify.training_trace import training_arguments
+from nestify.training_trace import Traced, training_arguments
 from nestify.trees import device_of, moved
 
 Inputs = tuple[Any, ...]
@@ -43,7 +43,8 @@ class Capture:
     tensor. ``batched`` names the placeholders whose dim 0 is the batch; ``tiled`` says that they
     were traced at twice the size of ``example_inputs``. ``mode_args`` lists arguments whose value
     depends on train/eval: (node, argument) -> value in training; ``notes`` what training does that
-    no argument can say; ``by_batch`` lists arguments whose value differs at another batch size.
+    no argument can say; ``by_batch`` lists arguments whose value differs at another batch size;
+    ``untiled`` says why a batch of 1 was not traced at 2.
     """
 
     model: nn.Module
@@ -59,6 +60,15 @@ class Capture:
     mode_args: Mapping[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])
     tiled: bool = False
     by_batch: BatchArguments = field(default_factory=lambda: BatchArguments({}, {}))
+    untiled: str = ""
+
+    @property
+    def leading(self) -> dict[str, int]:
+        """The traced size of dim 0, where that is the batch, by the names of the placeholders."""
+        inputs = self.graph.find_nodes(op="placeholder")
+        sizes = {n.name: n.meta["val"].shape[0] for n in inputs if _has_rows(n.meta["val"])}
+        batch = next(iter(sizes.values()), 0)
+        return {name: size for name, size in sizes.items() if size == batch}
 
     @property
     def device(self) -> torch.device:
@@ -132,12 +142,14 @@ def capture(
         )
     tiled = _tile_batch(flat) if tile else flat
     captured = None
+    untiled = ""
     if tiled is not flat:
         try:
             captured = _capture(model, tiled, spec, example_inputs, kwargs)
-        except CaptureError:  # dim 0 is no batch, or the model takes one sample at a time
-            tiled = flat
+        except CaptureError as error:  # dim 0 is no batch, or the model takes one sample at a time
+            untiled = str(error)
     captured = captured or _capture(model, flat, spec, example_inputs, kwargs)
+    captured = replace(captured, untiled=untiled)
     for note in captured.notes:
         warnings.warn(f"{type(model).__name__}: {note}", NestifyWarning, stacklevel=2)
     return captured
@@ -170,7 +182,7 @@ def _capture(
             program = export_program(model, args, kwargs)
         backwards = tuple(lost)
         lowered = lower(model, program)
-        modes = training_arguments(model, args, kwargs, lowered.graph, readers)
+        modes = training_arguments(model, args, kwargs, Traced.of(lowered, program), readers)
         size = _batch_size(flat)
         batched = [size > 1 and _is_batched(leaf, size) for leaf in flat]
         by_batch = batch_arguments(model, flat, spec, lowered.graph, batched)
@@ -192,14 +204,17 @@ def _capture(
     )
 
 
+def _has_rows(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
+
+
 def _is_batched(leaf: Any, size: int) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
+    return _has_rows(leaf) and leaf.shape[0] == size
 
 
 def _batch_size(flat: list[Any]) -> int:
     """Dim 0 of the first tensor that has one; 0 where none has."""
-    sizes = [leaf.shape[0] for leaf in flat if isinstance(leaf, torch.Tensor) and leaf.ndim > 0]
-    return sizes[0] if sizes else 0
+    return next((leaf.shape[0] for leaf in flat if _has_rows(leaf)), 0)
 
 
 def _tile_batch(flat: list[Any]) -> list[Any]:

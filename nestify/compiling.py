@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.jit import ScriptModule
 
 from nestify.capture import capture
 from nestify.errors import CaptureError, UsageError
+from nestify.faithful import check_example, with_faithful_batch
 from nestify.groups import Graph, analyse
 from nestify.inputs import infer_inputs
 from nestify.nested import NestedModel
@@ -39,10 +41,13 @@ def trace(
     if example_inputs is None and not example_kwargs:
         inputs, example_kwargs = infer_inputs(model)
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    graph = analyse(capture(model, inputs, example_kwargs))
+    graph = with_faithful_batch(analyse(capture(model, inputs, example_kwargs)))
     if graph.capture.tiled and graph.batch is None:
         # Two samples were traced and that size is baked in: trace the one sample that was given.
-        graph = analyse(capture(model, inputs, example_kwargs, tile=False))
+        alone = capture(model, inputs, example_kwargs, tile=False)
+        graph = analyse(replace(alone, untiled=graph.batch_reason))
+    if graph.batch is None:
+        check_example(graph)
     return graph
 
 

@@ -24,6 +24,7 @@ from torch.fx.graph import (
 from nestify.autocasting import ENTER, BlockWriter, blocks_of
 from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.errors import UsageError
+from nestify.fixed_batch import FixedBatch
 from nestify.groups import Graph
 from nestify.holding import refuse_names
 from nestify.rebuild import Rebuilder
@@ -136,6 +137,8 @@ class _Emitter:
             if node in self.new:
                 kept = {k: node.meta[k] for k in ("stack_trace", "path") if node.meta.get(k)}
                 self.new[node].meta = kept
+        if (fixed := FixedBatch.of(self.source)) is not None:
+            fixed.guard(self.graph)
 
     def read(self, node: fx.Node) -> fx.Node:
         """The new node for an operand; a tensor is read where a call needs it raw."""

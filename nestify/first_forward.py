@@ -5,6 +5,7 @@ choose sizes of lazy layers.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +56,8 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     """Run in eval; whether that went well, as a failure is the trace's to explain."""
     given = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             model.eval()(*given[0], **given[1])
     except Exception:  # the user's forward may raise anything
         return False

@@ -103,7 +103,7 @@ class Graph:
 
     ``dims`` gives each node's dims, ``calls`` what each node's rule found, ``tensor_dims`` the dims
     of each parameter and buffer by name, ``read`` the names of those that a call reads, ``batch``
-    the free batch dim or None. ``changes`` says what rewrite passes did, and ``original`` is the
+    the free batch dim or None, for the reason ``batch_reason``. ``changes`` says what rewrite passes did, and ``original`` is the
     graph before the first that made another network of it (None: it is still the same one).
 
     >>> import torch
@@ -139,6 +139,20 @@ class Graph:
         """The batch dim while it is free, else None (the batch size of the example is baked in)."""
         found = [d for d in dims_of(self.example_batch) if d.batch] if self.example_batch else []
         return found[0] if found else None
+
+    @property
+    def batch_reason(self) -> str:
+        """Why the batch size of the example is baked in, with the line; empty where it is free."""
+        if self.batch is not None or not self.capture.leading:
+            return ""
+        if self.example_batch is None:
+            return self.capture.untiled
+        reasons = (leaf.reason for leaf in leaves_of(self.example_batch) if isinstance(leaf, Const))
+        why = next(reason for reason in reasons if reason is not None)
+        node = next((n for n in self.nodes if n.name == why.node), None)
+        line = "" if node is None else source_line(node)
+        said = why.text if node is None or why.op in why.text else f"{why.op} {why.text}"
+        return f"{said} ({line})" if line else said
 
     @cached_property
     def groups(self) -> tuple[DimGroup, ...]:

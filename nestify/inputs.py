@@ -13,7 +13,7 @@ from torch import nn
 from nestify.errors import CaptureError
 from nestify.modes import left_as_found
 
-__all__ = ["call_in_words", "infer_inputs"]
+__all__ = ["call_in_words", "in_words", "infer_inputs"]
 
 _SIDES = (224, 32, 64, 28, 299, 384)
 _TOKENS = 16
@@ -92,20 +92,25 @@ def call_in_words(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     >>> call_in_words((torch.ones(1), [torch.ones(2), 3]), {"mask": None})
     '(tensor, [tensor, 3], mask=None)'
     """
-    given = [*map(_in_words, args), *(f"{name}={_in_words(v)}" for name, v in kwargs.items())]
+    given = [*map(in_words, args), *(f"{name}={in_words(v)}" for name, v in kwargs.items())]
     return f"({', '.join(given)})"
 
 
-def _in_words(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """A value by its structure.
+
+    >>> in_words((torch.ones(1), {"loss": torch.ones(1)}))
+    "(tensor, {'loss': tensor})"
+    """
     kind = type(value)
     if isinstance(value, torch.Tensor):
         return "tensor"
     if kind is list:
-        return f"[{', '.join(map(_in_words, cast(list[Any], value)))}]"
+        return f"[{', '.join(map(in_words, cast(list[Any], value)))}]"
     if kind is tuple:
-        items = [_in_words(item) for item in cast(tuple[Any, ...], value)]
+        items = [in_words(item) for item in cast(tuple[Any, ...], value)]
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if kind is dict:
         pairs = cast(dict[Any, Any], value).items()
-        return f"{{{', '.join(f'{key!r}: {_in_words(item)}' for key, item in pairs)}}}"
+        return f"{{{', '.join(f'{key!r}: {in_words(item)}' for key, item in pairs)}}}"
     return repr(value) if value is None or kind in (bool, int, float, str) else kind.__name__

@@ -23,7 +23,7 @@ from nestify.rules import bind_arguments, is_mutable, op_name, shape_of
 from nestify.tracing import source_line
 from nestify.trees import first_paths, get_tensor, tensors_of
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["Lowered", "drop_unused", "lower"]
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _BLOCKS = {"cond": "torch.cond"}
@@ -53,7 +53,7 @@ def lower(model: nn.Module, program: ExportedProgram) -> Lowered:
         else:
             lowering.call(node)
     lowering.graph.lint()
-    _drop_unused(lowering.graph)
+    drop_unused(lowering.graph)
     return Lowered(lowering.graph, lowering.inputs, lowering.tensors, lowering.aliases)
 
 
@@ -275,9 +275,13 @@ def _canonical(node: fx.Node) -> tuple[Any, Any, Any]:
     return node.target, node.args, kwargs
 
 
-def _drop_unused(graph: fx.Graph) -> None:
-    """Erase what nothing reads; ops that write in place stay."""
-    graph.eliminate_dead_code()
+def drop_unused(graph: fx.Graph) -> None:
+    """Erase what nothing reads; ops that write in place stay, ops that draw numbers do not."""
+    graph.eliminate_dead_code(is_impure_node=_has_effects)
     for node in reversed(list(graph.nodes)):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
+
+
+def _has_effects(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "output") or is_mutable(node)

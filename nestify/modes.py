@@ -15,12 +15,13 @@ import random
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from nestify.trees import modules_in, tensors_of
 
@@ -31,6 +32,7 @@ __all__ = [
     "mark_stochastic",
     "mode_readers",
     "modes_in_training",
+    "with_own_train",
 ]
 
 _OWN_SWITCH = (
@@ -59,12 +61,15 @@ def left_as_found(model: nn.Module) -> Generator[None]:
         }
         before.append((module, dict(vars(module)), registries))
     caches = [
-        (kept, copy.copy(kept))
+        (cache, copy.copy(cache))
         for module in model.modules()
-        for kept in vars(module).values()
-        if type(kept) in (dict, list, set, OrderedDict)  # hooks lie in OrderedDicts
+        for cache in vars(module).values()
+        if type(cache) in (dict, list, set, OrderedDict)  # hooks lie in OrderedDicts
     ]
-    values = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
+    # A module's own train() may write weights, as those do that merge an adapter for eval.
+    written = any(True for _ in with_own_train(model))
+    kept = [*model.buffers(), *(model.parameters() if written else ())]
+    values = [(t, t.detach().clone()) for t in kept if not t.is_meta and not is_lazy(t)]
     devices = {t.device for _, t in tensors_of(model) if t.device.type == "cuda"}
     state = random.getstate()
     try:
@@ -78,13 +83,21 @@ def left_as_found(model: nn.Module) -> Generator[None]:
             for name, saved in registries.items():
                 vars(module)[name].clear()
                 vars(module)[name].update(saved)
-        for kept, contents in caches:  # a cache filled while tracing holds fake tensors
-            kept.clear()
-            kept.extend(contents) if isinstance(kept, list) else kept.update(contents)
+        for cache, contents in caches:  # a cache filled while tracing holds fake tensors
+            cache.clear()
+            cache.extend(contents) if isinstance(cache, list) else cache.update(contents)
         with torch.no_grad():
-            for buffer, value in values:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+            for tensor, value in values:
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def with_own_train(model: nn.Module) -> Iterator[nn.Module]:
+    """Modules whose class does more than set the mode in a ``train`` of its own."""
+    for module in model.modules():
+        own = type(module).train
+        if own is not nn.Module.train and not (own.__module__ or "").startswith("torch."):
+            yield module
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from nestify.depth import bypassed, live_nodes, overwritten
 from nestify.dims import Dim, Expr, all_dims, resolve
 from nestify.errors import UsageError
 from nestify.extract import norm_paths
+from nestify.fixed_batch import FixedBatch
 from nestify.groups import Graph
 from nestify.inputs import call_in_words
 from nestify.layouts import reads_in_order
@@ -49,6 +50,7 @@ class Program:
         self.attrs = [n for n in graph.nodes if n.op == "get_attr"]
         self.room = Room(graph)
         self._batch = graph.batch if _spells(graph, graph.batch) else None
+        self._baked = FixedBatch.of(graph)
         ops = {call.op for call in graph.calls.values()}
         self.images = "conv2d" in ops and not ops & STRIDED
         last = {source: node for node in graph.nodes for source in node.all_input_nodes}
@@ -148,7 +150,13 @@ class Program:
         return pytree.tree_leaves((capture.example_inputs, dict(capture.example_kwargs)))
 
     def batch_size(self, flat: Sequence[Any]) -> int:
-        """The batch size of these inputs; 0 where no call has it among its arguments."""
+        """The batch size of these inputs; 0 where no call has it among its arguments.
+
+        Raises:
+            UsageError: it is not that of the example inputs, and that is baked in.
+        """
+        if self._baked is not None:
+            self._baked.check(self.inputs, flat)
         return 0 if self._batch is None else self.samples(flat)
 
     def samples(self, flat: Sequence[Any]) -> int:

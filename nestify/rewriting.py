@@ -17,6 +17,7 @@ from torch import fx
 from nestify.autocasting import blocks_of, inside, place_in
 from nestify.errors import UsageError
 from nestify.groups import Change, Graph, analyse
+from nestify.lowering import drop_unused
 from nestify.rules import bind_arguments
 from nestify.slicing import Keep
 from nestify.trees import made_like
@@ -143,10 +144,7 @@ class Rewriter:
         An edit that ``preserves`` the function and its cost leaves nothing to compare with an
         original.
         """
-        self.graph.eliminate_dead_code()
-        for node in reversed(list(self.graph.nodes)):
-            if node.op == "get_attr" and not node.users:
-                self.graph.erase_node(node)
+        drop_unused(self.graph)
         self._revalue()
         self.graph.lint()
         captured = dataclasses.replace(

@@ -10,6 +10,7 @@ import torch
 
 from nestify.emit.atomic import parent_of
 from nestify.emit.folder import write_folder
+from nestify.emit.keyed import keys_for_all
 from nestify.emit.onnx_file import write_onnx
 from nestify.emit.pt2 import write_pt2
 from nestify.emit.report import ExportReport
@@ -76,18 +77,19 @@ def export(
     parent_of(Path(path))
     call = checked_call(example_inputs, example_kwargs)
     model = checked_model(model)
-    request = Request(
-        model=model,
-        call=call,
-        **checked_names(model, call),
-        path=Path(path),
-        kind=kind,
-        metadata=checked_metadata(metadata),
-        simplify=simplify,
-        dynamic_batch=dynamic_batch,
-        tolerance=tolerance,
-    )
-    return _WRITERS[kind](request)
+    with keys_for_all():
+        request = Request(
+            model=model,
+            call=call,
+            **checked_names(model, call),
+            path=Path(path),
+            kind=kind,
+            metadata=checked_metadata(metadata),
+            simplify=simplify,
+            dynamic_batch=dynamic_batch,
+            tolerance=tolerance,
+        )
+        return _WRITERS[kind](request)
 
 
 def kind_of(path: str | Path) -> str:

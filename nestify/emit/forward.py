@@ -20,6 +20,7 @@ from nestify.emit.calls import pytree, unique
 from nestify.emit.literals import identifier, literal
 from nestify.emit.spellings import call_source, is_size
 from nestify.errors import UsageError
+from nestify.fixed_batch import ASSERT
 
 # Names that the file uses itself; an input of that name gets an underscore.
 RESERVED = frozenset(
@@ -56,7 +57,13 @@ def forward_of(
     names = _Names(graph, inputs, reach)
     statements = list(unpacking)
     blocks: list[str] = []  # the heads of those that are open
+    conditions = _conditions(graph)
     for node in graph.nodes:
+        if node in conditions:
+            continue
+        if node.target is ASSERT and node.args[0] in conditions:
+            statements.append(_INDENT * len(blocks) + _assertion(node, conditions, names.of))
+            continue
         if node.op in ("placeholder", "output", "get_attr") or _is_check(node):
             continue
         if node.target is ENTER:
@@ -226,6 +233,25 @@ def _container(value: Any) -> str:
     raise UsageError(
         f"an output of type {type(value).__name__} has no spelling in a source file; return a dict"
     )
+
+
+def _conditions(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """Sizes, and comparisons of these, that nothing but assertions read: written inside of them."""
+    found: set[torch.fx.Node] = set()
+    for node in reversed(graph.nodes):
+        asserted = node.users and all(r in found or r.target is ASSERT for r in node.users)
+        if asserted and is_size(node):
+            found.add(node)
+    return found
+
+
+def _assertion(
+    node: torch.fx.Node, conditions: set[torch.fx.Node], name_of: Callable[[torch.fx.Node], str]
+) -> str:
+    def spelled(one: torch.fx.Node) -> str:
+        return call_source(one, spelled) if one in conditions else name_of(one)
+
+    return f"torch._assert({', '.join(literal(arg, spelled) for arg in node.args)})"
 
 
 def _is_check(node: torch.fx.Node) -> bool:

@@ -15,7 +15,7 @@ from nestify.emit.onnx_graph import batch_is_free, name_transposed, scrub, trans
 from nestify.emit.program import check_batches, exported_program
 from nestify.emit.report import ExportReport, first_line, quiet
 from nestify.emit.request import Request
-from nestify.errors import VerificationError
+from nestify.errors import CaptureError, VerificationError
 
 if TYPE_CHECKING:
     import onnx
@@ -50,16 +50,20 @@ def _translated(request: Request, *, free: bool) -> tuple[onnx.ModelProto, str]:
     """The ONNX graph, and why its batch is fixed (``""`` where it is free)."""
     call, names = request.call, request.inputs
     program = exported_program(request.model, call, dynamic_batch=free)
-    proto = translate(program.exported, names, request.outputs)
+    if not program.free_batch:
+        return translate(program.exported, names, request.outputs), program.fixed_because
     batched = {id(tensor) for tensor in call.batched}
     pairs = zip(names, call.tensors, strict=True)
-    if program.free_batch and not batch_is_free(proto, [n for n, t in pairs if id(t) in batched]):
-        # Silent, and traced at a size of our choice: write the size of the example instead.
-        program = exported_program(request.model, call, dynamic_batch=False)
-        return translate(
-            program.exported, names, request.outputs
-        ), "the exporter made it a constant"
-    return proto, program.fixed_because
+    reason = "the exporter made it a constant"
+    try:
+        proto = translate(program.exported, names, request.outputs)
+        if batch_is_free(proto, [name for name, tensor in pairs if id(tensor) in batched]):
+            return proto, ""
+    except CaptureError as error:  # such as a convolution with a group for each sample
+        reason = first_line(error)
+    # It was traced at a size of our choice: write the size of the example instead.
+    program = exported_program(request.model, call, dynamic_batch=False)
+    return translate(program.exported, names, request.outputs), reason
 
 
 def _accepted(

@@ -139,8 +139,9 @@ def _embedding_bag(call: Call) -> None:
         call.unify(ids, weights[0])
     step = _steps_of(call.args["offsets"], ids.size)
     if step and not call.args["include_last_offset"]:
-        rows, _ = call.factor(ids, bags.size)
+        rows, run = call.factor(ids, bags.size)
         call.unify(rows, bags)
+        call.fix(run, "the offsets of embedding_bag count this dim")
     else:
         for expr in (ids, bags):
             call.fix(expr, "embedding_bag gathers runs of this dim")

@@ -1,0 +1,170 @@
+"""Holds a captured graph to the model that it was captured from, by running both.
+
+The analysis says which batch sizes a graph serves; here it has to compute what the model computes
+at another size and at 1, else the batch is fixed. What is served is never taken on trust.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from traceback import walk_tb
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from nestify.compare import LIMITS, relative_error
+from nestify.errors import CaptureError, NestifyWarning
+from nestify.groups import Graph, analyse
+from nestify.modes import left_as_found
+from nestify.program import Program
+from nestify.slicing import Keep
+from nestify.tracing import place_of, without_fast_path
+
+__all__ = ["check_example", "with_faithful_batch"]
+
+
+def with_faithful_batch(graph: Graph) -> Graph:
+    """``graph``, its batch fixed where the model computes something else at another size."""
+    if graph.batch is None or _is_meta(graph):
+        return graph
+    reason = _other_batches(graph)
+    if not reason:
+        return graph
+    captured = graph.capture
+    return analyse(replace(captured, by_batch=captured.by_batch._replace(refused=reason)))
+
+
+def check_example(graph: Graph) -> None:
+    """See that the graph computes what the model does on the example inputs.
+
+    Raises:
+        CaptureError: it does not.
+    """
+    if _is_meta(graph):
+        return
+    found = _Both(graph).compared(_example(graph))
+    if found.refused or not found.difference:
+        return
+    raise CaptureError(
+        f"{type(graph.capture.model).__name__} was captured as a graph that {found.difference} on "
+        "the example inputs. Where forward changes the module, or reads what a hook or train() "
+        "changes, take that out of it; else this is a defect of nestify: please report it with "
+        "the model"
+    )
+
+
+def _other_batches(graph: Graph) -> str:
+    """Why the batch is not free after all; empty where it is."""
+    both, flat = _Both(graph), _example(graph)
+    batched = [node.name in graph.capture.batched for node in both.program.inputs]
+    size = next(len(leaf) for leaf, wide in zip(flat, batched, strict=True) if wide)
+    for other in (max(size, 2) + 1, 1):
+        rows = torch.arange(other) % size
+        sized = [
+            leaf[rows.to(leaf.device)] if wide else leaf
+            for leaf, wide in zip(flat, batched, strict=True)
+        ]
+        found = both.compared(sized)
+        if found.refused and other > 1:
+            return f"the model itself fails with a batch of {other}{found.refused}"
+        if found.difference:
+            return f"with a batch of {other}, what was captured {found.difference}"
+    return ""
+
+
+class _Found:
+    """How a model and its graph differ on one call; ``refused`` says why the model fails there."""
+
+    def __init__(self, difference: str = "", refused: str = "") -> None:
+        self.difference, self.refused = difference, refused
+
+
+class _Both:
+    """A model and the graph that was captured of it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.program = graph, Program(graph)
+        self.model = graph.capture.model
+
+    def compared(self, flat: Sequence[Any]) -> _Found:
+        """Run both on the same inputs, from the same random state."""
+        try:
+            expected = self._model(flat)
+        except Exception as error:  # the user's forward may raise anything
+            where = place_of(self.model, walk_tb(error.__traceback__))
+            return _Found(refused=f"{where}: {type(error).__name__}: {_first_line(error)}")
+        try:
+            found = self._graph(flat)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            return _Found(f"fails: {_first_line(error)}")
+        difference = _difference(expected, found)
+        if difference and _difference(expected, self._model(flat)):
+            warnings.warn(
+                f"{type(self.model).__name__} gives other outputs whenever it runs, so that what "
+                "was captured could not be held to it",
+                NestifyWarning,
+                stacklevel=2,
+            )
+            return _Found()
+        return _Found(difference)
+
+    def _model(self, flat: Sequence[Any]) -> list[Any]:
+        args, kwargs = pytree.tree_unflatten(copy.deepcopy(list(flat)), self.graph.capture.in_spec)
+        with left_as_found(self.model), torch.no_grad(), without_fast_path(), _unwarned():
+            self.model.eval()
+            return _tensors(self.model(*args, **kwargs))
+
+    def _graph(self, flat: Sequence[Any]) -> list[Any]:
+        program, captured = self.program, self.graph.capture
+        own = {
+            name: tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+            for name, tensor in captured.tensors.items()
+        }
+        with left_as_found(self.model), torch.no_grad(), _unwarned():
+            self.model.eval()
+            bound = program.bind(Keep({}), program.batch_size(flat))
+            return _tensors(program.run(self.model, bound, copy.deepcopy(list(flat)), own))
+
+
+@contextlib.contextmanager
+def _unwarned() -> Generator[None]:
+    """Leave warnings of the user's own code to the user's own calls."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> str:
+    shapes = [[list(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
+    if len(expected) != len(found):
+        return f"gives {len(found)} tensors in place of {len(expected)}"
+    for wanted, given in zip(*shapes, strict=True):
+        if wanted != given:
+            return f"gives a shape of {given} in place of {wanted}"
+    error = relative_error(expected, found)
+    limit = max((LIMITS.get(tensor.dtype, 0.0) for tensor in expected), default=0.0)
+    return "" if error <= limit else f"differs by {error:.1e} relative"
+
+
+def _tensors(outputs: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+
+def _example(graph: Graph) -> list[Any]:
+    captured = graph.capture
+    return pytree.tree_leaves((captured.example_inputs, dict(captured.example_kwargs)))
+
+
+def _is_meta(graph: Graph) -> bool:
+    tensors = [*graph.capture.tensors.values(), *_tensors(_example(graph))]
+    return any(tensor.is_meta for tensor in tensors)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
