@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from nestify.capture import capture
-from nestify.errors import CaptureError, UsageError
+from nestify.errors import CaptureError, NestifyWarning, UsageError
 from nestify.faithful import check_example, with_faithful_batch
 from nestify.groups import Graph, analyse
 from nestify.inputs import infer_inputs
@@ -48,6 +49,8 @@ def trace(
         graph = analyse(replace(alone, untiled=graph.batch_reason))
     if graph.batch is None:
         check_example(graph)
+    for note in graph.sizes_by_mode:
+        warnings.warn(f"{type(model).__name__}: {note}", NestifyWarning, stacklevel=2)
     return graph
 
 

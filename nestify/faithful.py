@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from nestify.compare import LIMITS, relative_error
 from nestify.errors import CaptureError, NestifyWarning
 from nestify.groups import Graph, analyse
-from nestify.modes import left_as_found
+from nestify.modes import in_eval, left_as_found
 from nestify.program import Program
 from nestify.slicing import Keep
 from nestify.tracing import place_of, without_fast_path
@@ -53,9 +53,9 @@ def check_example(graph: Graph) -> None:
         return
     raise CaptureError(
         f"{type(graph.capture.model).__name__} was captured as a graph that {found.difference} on "
-        "the example inputs. Where forward changes the module, or reads what a hook or train() "
-        "changes, take that out of it; else this is a defect of nestify: please report it with "
-        "the model"
+        "the example inputs. Where eval() changes weights, as merged adapters do, call it before; "
+        "where forward or a hook changes the module, take that out of it; else this is a defect of "
+        "nestify: please report it with the model"
     )
 
 
@@ -126,8 +126,8 @@ class _Both:
             name: tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
             for name, tensor in captured.tensors.items()
         }
-        with left_as_found(self.model), torch.no_grad(), _unwarned():
-            self.model.eval()
+        # In eval, but as it was found: that is where a nested model takes its tensors from.
+        with left_as_found(self.model), in_eval(self.model), torch.no_grad(), _unwarned():
             bound = program.bind(Keep({}), program.batch_size(flat))
             return _tensors(program.run(self.model, bound, copy.deepcopy(list(flat)), own))
 

@@ -154,6 +154,18 @@ class Graph:
         said = why.text if node is None or why.op in why.text else f"{why.op} {why.text}"
         return f"{said} ({line})" if line else said
 
+    @property
+    def sizes_by_mode(self) -> list[str]:
+        """Notes on calls that spell other sizes in training: a subnet decides these."""
+        return [
+            f"{call.op} ({source_line(node) or 'unknown line'}) has {argument}={value!r} in "
+            f"training and {call.args[argument]!r} in eval; the nested model has that of eval in "
+            "training too"
+            for (name, argument), value in self.capture.mode_args.items()
+            for node, call in self.calls.items()
+            if node.name == name and argument in call.literals
+        ]
+
     @cached_property
     def groups(self) -> tuple[DimGroup, ...]:
         """Every elastic dim, in graph order."""
