@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -293,11 +293,12 @@ class Builder:
 
     # --- the result -------------------------------------------------------------------------------
 
-    def source_code(self, outputs: tuple[str, ...]) -> str:
+    def source_code(self, outputs: tuple[str, ...], traits: tuple[str, ...] = ()) -> str:
         """The class, as Python source."""
         arguments = ", ".join(["self", *(line.partition(" = ")[0] for line in self.inputs)])
-        result = ", ".join(self.spelled(name) for name in outputs)
         made = self.made or ["pass"]
+        if "shared" in traits:
+            made = [*made, "self.again = nn.ModuleList(list(self.children()))"]
         return "\n".join(
             [
                 "class Model(nn.Module):",
@@ -307,9 +308,28 @@ class Builder:
                 "",
                 f"    def forward({arguments}):",
                 *(f"        {line}" for line in self.lines),
-                f"        return {result}",
+                *(f"        {line}" for line in self._returned(outputs, traits)),
             ]
         )
+
+    def _returned(self, outputs: tuple[str, ...], traits: tuple[str, ...]) -> Iterator[str]:
+        """The lines that return the outputs, or in training something else."""
+        values = [self.spelled(name) for name in outputs]
+        plain = ", ".join(values)
+        named = ", ".join(f'"y{i}": {value}' for i, value in enumerate(values))
+        first = self.inputs[0].partition(" = ")[0] if self.inputs else values[0]
+        swapped = ", ".join(reversed(values)) if len(values) > 1 else f"-{plain}"
+        scaled = ", ".join(f"{value} * torch.tensor(0.5)" for value in values)
+        for trait, text in (
+            ("more in training", f"{plain}, {first}"),
+            ("names in training", f'{{{named}, "x": {first}}}'),
+            ("swapped in training", swapped),
+            ("scaled in training", scaled),
+        ):
+            if trait in traits:
+                yield "if self.training:"
+                yield f"    return {text}"
+        yield f"return {{{named}}}" if "dict" in traits else f"return {plain}"
 
 
 def _shown(env: Env) -> dict[str, str]:
@@ -343,7 +363,7 @@ def build(spec: Spec, forms: Mapping[str, Form]) -> Builder:
 
 def model_of(builder: Builder, spec: Spec) -> nn.Module:
     """The model as a module in float64, in eval mode."""
-    code = builder.source_code(spec.outputs)
+    code = builder.source_code(spec.outputs, spec.traits)
     space = dict(names())
     with double_precision(), torch.random.fork_rng(devices=[]):
         exec(compile(code, "<generated model>", "exec"), space)
@@ -380,7 +400,7 @@ def script(spec: Spec, forms: Mapping[str, Form], headline: str) -> str:
             comment,
             PRELUDE,
             "",
-            builder.source_code(spec.outputs),
+            builder.source_code(spec.outputs, spec.traits),
             "",
             "",
             *builder.inputs,

@@ -27,6 +27,7 @@ from nestify.fuzz.doubt import sensitivity, sensitivity_of_calls
 from nestify.fuzz.forms import Form
 from nestify.fuzz.oracle import flat_inputs, silenced
 from nestify.fuzz.spec import Spec
+from nestify.fuzz.training_step import apart, trained
 from nestify.groups import Graph
 from nestify.nested import NestedModel
 
@@ -86,7 +87,6 @@ def check_model(
     """Check a model in float64 on inputs of two batch sizes."""
     with double_precision(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", NestifyWarning)
         return _Check(model.eval(), inputs, other, seed, subnets).run()
 
 
@@ -99,11 +99,16 @@ class _Check:
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.case = Case("checked", inputs=inputs)
+        self.notes: list[str] = []  # what training does that the nested model does not
 
     def run(self) -> Case:
         case = self.case
         try:
-            nested = transform(self.model, EVERYTHING, self.inputs)
+            with warnings.catch_warnings(record=True) as notes:
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", NestifyWarning)
+                nested = transform(self.model, EVERYTHING, self.inputs)
+            self.notes = [str(note.message) for note in notes]
         except UsageError as error:
             if "finds nothing to choose" not in str(error):
                 return self.fail(Failure("transform", str(error)))
@@ -122,7 +127,7 @@ class _Check:
             for call in graph.calls.values()
         ]
         case.elastic = set(elastic_calls(graph))
-        for law in (self.original, self.training, self.prefixes, self.positions):
+        for law in (self.original, self.refusal, self.step, self.training, self.prefixes, self.positions):
             try:
                 failure = law(nested)
             except Exception as error:
@@ -143,7 +148,7 @@ class _Check:
 
     def unsteadiness(self, nested: NestedModel, law: str) -> float:
         """How far rounding moves the outputs of the model, relative to these."""
-        if law == "training":
+        if law in ("training", "step"):
             return sensitivity(self.model, self.inputs, _TINY, _trained)
         moved = sensitivity(self.model, self.inputs, _TINY)
         whole = nested.extract(nested.space.largest(), verify=False)
@@ -184,6 +189,39 @@ class _Check:
                 return found
         return None
 
+    def refusal(self, nested: NestedModel) -> Failure | None:
+        """Where the batch is not free, another one is refused with a reason, extracted too."""
+        if nested.graph.batch is not None or not nested.graph.capture.leading:
+            return None
+        if not nested.graph.batch_reason:
+            return Failure("reason", "the batch is fixed for no reason")
+        slim = nested.extract(nested.space.largest(), verify=False)
+        for network, kind in ((nested, UsageError), (slim, AssertionError)):
+            try:
+                network(*self.other)
+            except kind:
+                self.case.comparisons += 1
+                continue
+            return Failure("refusal", f"{type(network).__name__} takes another batch")
+        return None
+
+    def step(self, nested: NestedModel) -> Failure | None:
+        """A training step of the largest subnet is the original's, or a warning says what is not."""
+        try:
+            expected = trained(self.model, self.inputs, {})
+        except (ValueError, RuntimeError):
+            return None  # a batch norm that sees one value a channel; no derivative
+        with nested.activate(nested.space.largest()):
+            found = trained(nested, self.inputs, {})
+        self.case.comparisons += 1
+        where, error = apart(expected, found)
+        if self.notes:
+            spurious = "in training" in " ".join(self.notes) and error == 0.0
+            return Failure("warning", f"for nothing: {self.notes[0]}") if spurious else None
+        if error <= TOLERANCE:
+            return None
+        return Failure("step", f"{where} differ by {error:.1e} relative", error)
+
     def training(self, nested: NestedModel) -> Failure | None:
         """In training the largest subnet is the original too, and each subnet what is extracted."""
         subnet = nested.space.sample(self.generator)
@@ -200,7 +238,9 @@ class _Check:
         with nested.activate(subnet):
             results += [_trained(nested, self.inputs), _trained(slim, self.inputs)]
         nested.load_state_dict(state)
-        found = self.compared("training", results[0], results[1], 0.0, "all")
+        found = None
+        if not self.notes:
+            found = self.compared("training", results[0], results[1], 0.0, "all")
         if found or any(name == "dropout_p" for _, name in nested.graph.capture.mode_args):
             return found  # an extracted net drops no attention weights, as its documentation says
         return self.compared("training", results[2], results[3], TOLERANCE, subnet)

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from nestify.fuzz.build import Builder, Value
 from nestify.fuzz.forms import Env, Form, Operand, RejectedError, match
-from nestify.fuzz.spec import BATCH, Source, Spec, Step
+from nestify.fuzz.spec import BATCH, TRAITS, Source, Spec, Step
 from nestify.fuzz.table import SCALES, WRAPS, op_of
 
 __all__ = ["Grown", "grow"]
@@ -128,8 +128,9 @@ class _Growth:
         lively = [n for n in loose if not self.builder.values[n].dull] or loose
         lively.sort(key=self.warm.__contains__)
         outputs = [self.head(name) for name in lively[-3:]]
+        traits = tuple(name for name, share in TRAITS.items() if self.rng.random() < share)
         spec = Spec(
-            tuple(self.sources), tuple(self.steps), tuple(outputs), self.builder.seed
+            tuple(self.sources), tuple(self.steps), tuple(outputs), self.builder.seed, traits
         ).pruned()
         return Grown(spec, self.refusals)
 

@@ -175,6 +175,12 @@ form("repeat:channels", "{x}.repeat(1, {k}, 1, 1)", x="t: n c h w", k=(2, 3))
 form("repeat:front", "{x}.repeat({k}, 1, {j})", x="t: a b", k=(2, 3), j=(1, 2))
 form("repeat:batch", "{x} + {y}.repeat({x}.shape[0], 1)", x="t: n c", y="p: 1 c")
 form("tile", "{x}.tile({k}, {j}, 1)", x="t: b c", k=(2, 3), j=(1, 2))
+form(
+    "repeat_interleave:sized",
+    "{x}.repeat_interleave({k}, {d}, output_size={k} * {x}.shape[{d}])",
+    **_DIM,
+    k=(2, 3),
+)
 form("repeat_interleave", "{x}.repeat_interleave({k}, {d})", **_DIM, k=(2, 3))
 _SIZES = {"x": "t: *b c"}
 for _name in ("zeros", "ones"):

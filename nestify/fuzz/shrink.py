@@ -48,7 +48,8 @@ def _measure(spec: Spec) -> tuple[int, ...]:
     operands = sum(len(step.operands) for step in spec.steps)
     sizes = sum(torch.Size(s.shape).numel() + 10 * s.is_input for s in spec.sources)
     draws = sum(sum(step.choices) for step in spec.steps)
-    return len(spec.steps), len(spec.outputs), operands, len(spec.sources), sizes + draws
+    parts = len(spec.outputs) + len(spec.traits)
+    return len(spec.steps), parts, operands, len(spec.sources), sizes + draws
 
 
 def _smaller(spec: Spec, forms: Mapping[str, Form]) -> Iterator[Spec]:
@@ -57,6 +58,8 @@ def _smaller(spec: Spec, forms: Mapping[str, Form]) -> Iterator[Spec]:
     if len(spec.outputs) > 1:
         for name in spec.outputs:
             yield replace(spec, outputs=(name,)).pruned()
+    for trait in spec.traits:
+        yield replace(spec, traits=tuple(other for other in spec.traits if other != trait))
     for at in range(len(spec.steps) // 2, len(spec.steps)):
         yield from _cut(spec, builder, at)
     for at in range(len(spec.steps)):

@@ -9,6 +9,16 @@ from nestify.fuzz.forms import Kind
 
 BATCH = 2
 
+# What a model may have beside its calls, and how often.
+TRAITS = {
+    "shared": 0.15,  # every module lies at two paths
+    "dict": 0.1,  # outputs by name
+    "more in training": 0.05,  # an input beside the outputs
+    "names in training": 0.05,  # a dict there
+    "swapped in training": 0.05,  # the outputs in the other order, or negative
+    "scaled in training": 0.05,  # outputs times a constant tensor
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -49,12 +59,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A whole model; ``values`` seeds the numbers in its tensors."""
+    """A whole model; ``values`` seeds the numbers in its tensors.
+
+    ``traits`` are what a model may have beside its calls: see :data:`TRAITS`.
+    """
 
     sources: tuple[Source, ...]
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
     values: int = 0
+    traits: tuple[str, ...] = ()
 
     def with_steps(self, steps: tuple[Step, ...]) -> Spec:
         """The same model with other steps."""

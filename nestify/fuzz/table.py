@@ -7,12 +7,14 @@ from the schema or from the line. So most new rules are fuzzed from the day they
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
 import torch
 
 from nestify.fuzz.algebra_forms import ALGEBRA_FORMS
+from nestify.fuzz.batch_forms import BATCH_FORMS
 from nestify.fuzz.forms import FEW, Form
 from nestify.fuzz.math_forms import MATH_FORMS
 from nestify.fuzz.shape_forms import SHAPE_FORMS
@@ -72,7 +74,7 @@ def op_of(name: str) -> str:
 @cache
 def form_table() -> dict[str, Form]:
     """Every form by name, for the rules as they stand now."""
-    table = {**MATH_FORMS, **SPACE_FORMS, **SHAPE_FORMS, **ALGEBRA_FORMS}
+    table = {**MATH_FORMS, **SPACE_FORMS, **SHAPE_FORMS, **ALGEBRA_FORMS, **BATCH_FORMS}
     named = {op_of(name) for name in table}
     for op in RULES:
         if op not in named and (form := derived(op)) is not None:
@@ -127,6 +129,7 @@ def _pointwise(op: str, schema: Any) -> Form | None:
         words.append(f"{{{letter}}}")
     if parts.get("x") != "t: *s":
         return None
+    _add_options(schema, parts, words)
     text = f"{_call(op)}({', '.join(words)})"
     return Form(f"{{x}} + 0 * {text}" if _is_random(op) else text, 0.35, **parts)
 
@@ -166,7 +169,31 @@ def _from_line(op: str, line: Line, schema: Any) -> Form | None:
             words.append(f"{argument.name}={{{spelled[argument.name]}}}")
         elif not argument.has_default_value() and f"{argument.name}=" not in " ".join(words):
             return None
+    _add_options(schema, parts, words, set(line.literals))
     return Form(f"{_call(op)}({', '.join(words)})", **parts)
+
+
+_TEXTS = {"approximate": ("none", "tanh")}
+
+
+def _add_options(
+    schema: Any, parts: dict[str, Any], words: list[str], spelled: Collection[str] = ()
+) -> None:
+    """Draw optional flags and numbers too, the default first; torch refuses what does not fit."""
+    for argument in schema.arguments:
+        default = argument.default_value if argument.has_default_value() else None
+        if argument.name in spelled or f"{argument.name}=" in " ".join(words):
+            continue
+        options: tuple[Any, ...] = ()
+        if isinstance(default, bool):
+            options = (default, not default)
+        elif isinstance(default, int | float) and str(argument.type) in ("number", "float"):
+            options = (default, *(n for n in _NUMBERS if n != default))
+        elif isinstance(default, str):
+            options = tuple(repr(text) for text in _TEXTS.get(argument.name, ()))
+        if options:
+            parts[f"o_{argument.name}"] = options
+            words.append(f"{argument.name}={{o_{argument.name}}}")
 
 
 def _tokens(
