@@ -29,6 +29,8 @@ _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _BLOCKS = {"cond": "torch.cond"}
 # Ops that cut a tensor, and the dim that they cut where they have no argument for it.
 _SPLITS = {"chunk": 0, "split": 0, "tensor_split": 0, "vsplit": 0, "hsplit": 1, "dsplit": 2}
+# Ops that torch.* calls without gradients, and that have no derivative where they are called as ops.
+_UNDERIVED = ("randint_like",)
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -122,7 +124,8 @@ class _Lowering:
             node.meta["val"] = self.constants.sized(node.meta["val"])
             _refuse_data_dependent(node)
             target, args, kwargs = _canonical(node)
-            args, kwargs = (fx.map_arg(a, self.read) for a in (args, kwargs))
+            read = self.detach if op_name(target) in _UNDERIVED else self.read
+            args, kwargs = (fx.map_arg(a, read) for a in (args, kwargs))
             made = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
             stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
             path = str(next(reversed(stack.values()))[0]) if stack else ""
@@ -186,9 +189,13 @@ class _Lowering:
         )
 
     def read(self, node: fx.Node) -> Any:
-        """An operand, detached where gradients are off and it may have some."""
+        """An operand, detached where gradients are off."""
+        return self.detach(node) if self.off else self.new[node]
+
+    def detach(self, node: fx.Node) -> Any:
+        """An operand, detached where it may have gradients."""
         inner = self.new[node]
-        if not self.off or inner in self.without or not self.differentiable(inner):
+        if inner in self.without or not self.differentiable(inner):
             return inner
         if inner not in self.detached:
             made = self.graph.call_function(torch.ops.aten.detach.default, (inner,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cache
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -182,7 +183,8 @@ def _add_options(
     """Draw optional flags and numbers too, the default first; torch refuses what does not fit."""
     for argument in schema.arguments:
         default = argument.default_value if argument.has_default_value() else None
-        if argument.name in spelled or f"{argument.name}=" in " ".join(words):
+        said = f"{argument.name}=" in " ".join(words)
+        if said or argument.name in spelled or iskeyword(argument.name):
             continue
         options: tuple[Any, ...] = ()
         if isinstance(default, bool):

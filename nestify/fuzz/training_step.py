@@ -38,9 +38,9 @@ def trained(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
             torch.manual_seed(0)
             outputs = module(*given[0], **given[1])
         leaves = [t for t in pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor)]
-        losses = [(t.abs() if t.is_complex() else t).square().mean() for t in leaves if t.requires_grad]
-        if losses:
-            torch.stack([loss.double() for loss in losses]).sum().backward()
+        reals = [torch.view_as_real(t) if t.is_complex() else t for t in leaves if t.requires_grad]
+        if reals:
+            torch.stack([t.double().square().mean() for t in reals]).sum().backward()
         gradients = {
             name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
             for name, p in module.named_parameters(remove_duplicate=False)
@@ -70,7 +70,7 @@ def apart(original: Trained, other: Trained) -> tuple[str, float]:
         ("buffers", original.buffers, other.buffers),
     ):
         names = [name for name in mine if name in theirs]
-        largest = max((float(mine[n].abs().max()) for n in names if mine[n].numel()), default=0.0)
+        largest = max((_largest(mine[n], torch.zeros_like(mine[n])) for n in names), default=0.0)
         for name in names:
             difference = _largest(mine[name], theirs[name]) / max(largest, 1e-30)
             found[f"{kind} of {name}"] = difference
@@ -81,6 +81,6 @@ def apart(original: Trained, other: Trained) -> tuple[str, float]:
 def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
     if a.shape != b.shape:
         return float("inf")
-    differ = ~((a == b) | ((a != a) & (b != b)))
-    values = (a.double() - b.double()).abs()[differ] if not a.is_complex() else (a - b).abs()[differ]
+    x, y = (torch.view_as_real(t).double() if t.is_complex() else t.double() for t in (a, b))
+    values = (x - y).abs()[~((x == y) | (x.isnan() & y.isnan()))]
     return float(values.nan_to_num(nan=float("inf")).max()) if values.numel() else 0.0
