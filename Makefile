@@ -3,7 +3,8 @@
 PYTHON ?= python3
 TORCH  ?= torch>=2.11,<2.14
 # Models for tests/zoo, without their dependencies: those would bring another torch.
-MODELS := torchvision==0.28.0 timm==1.0.31
+MODELS := torchvision==0.28.0 timm==1.0.31 ultralytics==8.4.190 opencv-python-headless==5.0.0.93 \
+          diffusers==0.42.1 importlib_metadata zipp
 JOBS   ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -8,9 +8,12 @@ import contextlib
 import difflib
 import io
 import logging
+import os
 import re
+import sysconfig
 import warnings
 from collections.abc import Generator, Iterable, Mapping
+from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
 from typing import Any
@@ -108,12 +111,29 @@ def _quiet() -> Generator[None]:
 
 
 def is_library(filename: str) -> bool:
-    """Whether a source file is torch's, nestify's or Python's own, not the user's."""
-    return filename[:1] == "<" or bool(
-        re.search(
-            r"[/\\](site-packages[/\\]torch|nestify|lib[/\\]python3[^/\\]*)[/\\](?!site)", filename
-        )
+    """Whether a source file is torch's, nestify's or Python's own, not the user's.
+
+    >>> is_library(__file__), is_library("/home/me/nestify/examples/mlp.py")
+    (True, False)
+    """
+    if filename[:1] == "<":
+        return True
+    installed = any(part in filename for part in _INSTALLED)
+    return filename.startswith(_OWN) or (filename.startswith(_PYTHON) and not installed)
+
+
+# By the folders themselves: a clone of nestify may hold the user's files, too.
+_HERE = Path(__file__).parent
+_OWN = tuple(
+    f"{folder}{os.sep}"
+    for folder in (
+        _HERE,
+        *((_HERE / linked).resolve() for linked in ("passes", "targets")),
+        Path(torch.__file__).parent,
     )
+)
+_PYTHON = f"{sysconfig.get_path('stdlib')}{os.sep}"
+_INSTALLED = ("site-packages", "dist-packages")
 
 
 def source_line(node: fx.Node) -> str:

@@ -33,6 +33,7 @@ def inspect_command(
 
 def _document(graph: Graph) -> dict[str, Any]:
     return {
+        "batch": {"free": graph.batch is not None, "reason": graph.batch_reason},
         "coverage": {"params": graph.coverage.params, "macs": graph.coverage.macs},
         "groups": [
             {
@@ -71,6 +72,7 @@ def _text(graph: Graph) -> str:
     blocks = [(b.name, b.entry, b.exit) for b in graph.blocks]
     coverage = graph.coverage
     parts = [
+        _batch(graph),
         (
             f"elastic dims: {len(groups)}, in {coverage.params:.1%} of the parameters and "
             f"{coverage.macs:.1%} of the MACs"
@@ -82,6 +84,12 @@ def _text(graph: Graph) -> str:
         table(fixed, ("size", "where", "why", "op", "line", "what would free it")) if fixed else "",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _batch(graph: Graph) -> str:
+    if graph.batch is not None:
+        return "batch: free"
+    return f"batch: fixed, as {graph.batch_reason}" if graph.batch_reason else ""
 
 
 def _sites(sites: Any) -> str:

@@ -161,3 +161,20 @@ class Selecting(nn.Module):
 def test_a_size_that_depends_on_the_data_is_one_clear_error() -> None:
     with pytest.raises(CaptureError, match=r"test_errors\.py:\d+ gives a size that depends on"):
         nestify.trace(Selecting(), example_inputs=(torch.randn(2, 4),))
+
+
+def test_lines_of_a_clone_named_nestify_are_the_user_s(tmp_path: Path) -> None:
+    """The usual name of a clone, in which examples lie beside the package."""
+    folder = tmp_path / "nestify" / "examples"
+    folder.mkdir(parents=True)
+    file = folder / "mine.py"
+    file.write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x[x > 0]\n"
+    )
+    space: dict[str, Any] = {"__name__": "mine"}
+    exec(compile(file.read_text(), str(file), "exec"), space)
+    with pytest.raises(nestify.CaptureError, match=r"nestify.examples.mine.py:4\b"):
+        nestify.trace(space["Net"](), (torch.randn(3, 4),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch.utils import _pytree as pytree
 
 import nestify
 from nestify.compare import relative_error
+from nestify.errors import NestifyWarning
 from nestify.fuzz.oracle import flat_inputs, silenced
+from nestify.fuzz.training_step import apart, trained
 from nestify.nested import NestedModel
 from nestify.slicing import Keep
 from tests.laws.equalities import EVERYTHING
@@ -21,10 +24,27 @@ SUBNETS = 5
 NOTICED = 1e-6  # the least change of the output that proves that something was removed
 
 
-def compiled(model: nn.Module, inputs: Arguments) -> NestedModel:
-    """The nested model with every elastic group a unit."""
+def compiled(model: nn.Module, inputs: Arguments) -> tuple[NestedModel, list[str]]:
+    """The nested model with every elastic group a unit, and what was said of training."""
     args, kwargs = inputs
-    return nestify.transform(model, EVERYTHING, args, kwargs).eval()
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", NestifyWarning)
+        nested = nestify.transform(model, EVERYTHING, args, kwargs).eval()
+    return nested, [str(n.message) for n in notes if issubclass(n.category, NestifyWarning)]
+
+
+def check_training_step(
+    model: nn.Module, nested: NestedModel, inputs: Arguments, notes: list[str]
+) -> None:
+    """Assert that a step of the largest subnet is the original's in outputs, gradients and buffers,
+    where no warning names what differs.
+    """
+    if notes:
+        return
+    args, kwargs = inputs
+    with nested.activate(nested.space.largest()):
+        where, error = apart(trained(model, args, kwargs), trained(nested, args, kwargs))
+    assert error <= tolerance(nested), f"{where}: {error:.1e} from the original's"
 
 
 def check_zoo_laws(
@@ -39,6 +59,8 @@ def check_zoo_laws(
     for args, kwargs in batches:
         full = relative_error(model(*args, **kwargs), nested(*args, **kwargs))
         assert full <= limit / 10, f"the largest subnet differs from the original by {full:.1e}"
+    if nested.graph.batch is None:
+        _check_refusal(nested, other)
     generator, draw, worst = torch.Generator().manual_seed(seed), random.Random(seed), 0.0
     with torch.no_grad():
         for _ in range(SUBNETS):
@@ -54,6 +76,19 @@ def check_zoo_laws(
             slim = nested.extract(picks, verify=False)
             worst = max(worst, _against_original(nested, nested.keep(picks), slim, limit))
     return worst
+
+
+def _check_refusal(nested: NestedModel, other: Arguments) -> None:
+    """A batch that is not free is refused at another size, with a reason."""
+    assert nested.graph.batch_reason, "the batch is fixed for no reason"
+    slim = nested.extract(nested.space.largest(), verify=False)
+    for network, kind in ((nested, nestify.UsageError), (slim, AssertionError)):
+        try:
+            network(*other[0], **other[1])
+        except kind as error:
+            assert nested.graph.batch_reason in str(error)
+            continue
+        raise AssertionError(f"{type(network).__name__} takes another batch")
 
 
 def tolerance(nested: NestedModel) -> float:

@@ -13,13 +13,14 @@ from _pytest.mark import ParameterSet
 import nestify
 from tests.laws.equalities import EVERYTHING
 from tests.zoo import report
-from tests.zoo.laws import check_zoo_laws, compiled
+from tests.zoo.laws import check_training_step, check_zoo_laws, compiled
 from tests.zoo.model import ZooModel
 from tests.zoo.timm_rows import TIMM
 from tests.zoo.torchvision_rows import TORCHVISION
 from tests.zoo.transformers_rows import TRANSFORMERS
+from tests.zoo.wild_rows import WILD
 
-ZOO = (*TORCHVISION, *TIMM, *TRANSFORMERS)
+ZOO = (*TORCHVISION, *TIMM, *TRANSFORMERS, *WILD)
 
 
 def chosen(models: Iterable[ZooModel]) -> list[ParameterSet]:
@@ -35,8 +36,10 @@ def chosen(models: Iterable[ZooModel]) -> list[ParameterSet]:
 def test_exact(model: ZooModel, request: pytest.FixtureRequest) -> None:
     """All laws on 5 random subnets and 5 sets of positions; the row of docs/zoo.md is current."""
     net, inputs = model.make()
-    nested = compiled(net, inputs)
+    nested, notes = compiled(net, inputs)
     check_zoo_laws(net, nested, inputs, model.arguments(3))
+    free = nested.graph.batch is not None
+    check_training_step(net, nested, model.arguments(3) if free else inputs, notes)
     line = report.row(model, nested)
     if request.config.getoption("--update-golden"):
         report.update(model, line, ZOO, EVERYTHING)
