@@ -1,7 +1,7 @@
 """Numbers that torch.export leaves symbolic, though constants alone decide them.
 
-``torch.full((n, 1), self.stride[0])`` reads an element of a constant tensor, and a library may check
-the sum of its own shapes: the exporter gives each such number a symbol.
+``torch.full((n, 1), self.stride[0])`` reads an element of a constant tensor, and a library may
+check the sum of its own shapes: the exporter gives each such number a symbol.
 """
 
 from __future__ import annotations

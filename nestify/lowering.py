@@ -29,7 +29,7 @@ _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _BLOCKS = {"cond": "torch.cond"}
 # Ops that cut a tensor, and the dim that they cut where they have no argument for it.
 _SPLITS = {"chunk": 0, "split": 0, "tensor_split": 0, "vsplit": 0, "hsplit": 1, "dsplit": 2}
-# Ops that torch.* calls without gradients, and that have no derivative where they are called as ops.
+# Functions of torch that call these ops without gradients, as they have no derivative.
 _UNDERIVED = ("randint_like",)
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
@@ -241,8 +241,11 @@ def _refuse_data_dependent(node: fx.Node) -> None:
         raise CaptureError(
             f"{op_name(node.target)}{f' at {line}' if line else ''} gives a "
             f"{'size' if sized else 'number'} that depends on the data; "
-            + ("use a mask or torch.where in its place, which keep the shape" if sized
-               else "compute with the tensor itself, which needs no number")
+            + (
+                "use a mask or torch.where in its place, which keep the shape"
+                if sized
+                else "compute with the tensor itself, which needs no number"
+            )
         )
 
 

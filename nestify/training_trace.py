@@ -156,7 +156,7 @@ class _Reads:
         if not (_is_node(mine) and _is_node(theirs)):
             plain = isinstance(mine, _PLAIN) and type(mine) is type(theirs)
             return plain or mine == theirs
-        mine, theirs = _source(mine), _source(theirs)
+        mine, theirs = _source(cast(fx.Node, mine)), _source(cast(fx.Node, theirs))
         if mine in self.alone or theirs in self.alone or self.twins.get(mine) is theirs:
             return True
         if mine.op != theirs.op or mine.op == "call_function":

@@ -140,3 +140,26 @@ def test_what_no_call_reads_costs_nothing() -> None:
     for subnet in (nested.space.largest(), nested.space.smallest()):
         extracted = sum(p.numel() for p in nested.extract(subnet).parameters())
         assert nested.estimate([subnet]).row(0).params == extracted
+
+
+class Unread(nn.Module):
+    """A last block that draws, and that no output reads, as Beit's for segmentation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.last = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.1), nn.Linear(8, 6), nn.Dropout())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.body(x).relu()
+        self.last(features)
+        return self.head(features)
+
+
+def test_what_no_output_reads_costs_nothing_and_is_no_unit() -> None:
+    nested = nestify.transform(Unread(), EVERYTHING, (torch.randn(2, 4),))
+    assert [unit.name for unit in nested.space.units] == ["body"]
+    largest = nested.space.largest()
+    cost, slim = nested.estimate([largest]).row(0), nested.extract(largest)
+    assert cost.params == sum(p.numel() for p in slim.parameters()) == 4 * 6 + 6 + 6 * 2 + 2
+    assert cost.macs == 4 * 6 + 6 * 2

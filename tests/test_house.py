@@ -37,8 +37,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "rules": ("rules",),
     "capture": (
         "modes",
+        "first_forward",
         "inputs",
         "tracing",
+        "folding",
         "gradient_trace",
         "autocasting",
         "lowering",
@@ -51,6 +53,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cost": ("modules", "peaks", "cost"),
     "targets": ("targets",),
     "networks": (
+        "fixed_batch",
         "holding",
         "calibration",
         "spelling",
@@ -81,7 +84,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "training",
     ),
     "passes": ("passes",),
-    "compiling": ("compiling",),
+    "compiling": ("faithful", "compiling"),
     "analysis": ("analysis",),
     "emit": ("emit",),
     "plan": ("constraints", "fingerprints", "pareto", "plans"),

@@ -25,8 +25,8 @@ from torch.utils import _pytree as pytree
 
 from nestify.compare import relative_error
 from nestify.emit import export
-from nestify.fuzz.build import double_precision
 from nestify.fuzz.doubt import orders_equal_values, sensitivity, sensitivity_of_calls
+from nestify.fuzz.prelude import double_precision
 from nestify.rules import op_name
 
 __all__ = ["Network", "Verdict", "in_onnxruntime", "native_output_silenced"]

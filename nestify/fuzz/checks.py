@@ -22,10 +22,11 @@ from nestify.api import transform
 from nestify.compare import relative_error
 from nestify.dims import dims_of
 from nestify.errors import CaptureError, NestifyWarning, UsageError, VerificationError
-from nestify.fuzz.build import build, double_precision, example_inputs, model_of
+from nestify.fuzz.build import build, example_inputs, model_of
 from nestify.fuzz.doubt import sensitivity, sensitivity_of_calls
 from nestify.fuzz.forms import Form
 from nestify.fuzz.oracle import flat_inputs, silenced
+from nestify.fuzz.prelude import double_precision
 from nestify.fuzz.spec import Spec
 from nestify.fuzz.training_step import apart, trained
 from nestify.groups import Graph
@@ -127,7 +128,8 @@ class _Check:
             for call in graph.calls.values()
         ]
         case.elastic = set(elastic_calls(graph))
-        for law in (self.original, self.refusal, self.step, self.training, self.prefixes, self.positions):
+        laws = self.original, self.refusal, self.step, self.training, self.prefixes, self.positions
+        for law in laws:
             try:
                 failure = law(nested)
             except Exception as error:
@@ -206,7 +208,9 @@ class _Check:
         return None
 
     def step(self, nested: NestedModel) -> Failure | None:
-        """A training step of the largest subnet is the original's, or a warning says what is not."""
+        """A training step of the largest subnet is the original's, or a warning says what is
+        not.
+        """
         try:
             expected = trained(self.model, self.inputs, {})
         except (ValueError, RuntimeError):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import nestify
 from nestify.emit import ExportWarning, atomic, export
@@ -135,3 +137,34 @@ def test_the_longest_names_are_written(suffix: str, tmp_path: Path) -> None:
     export(model, tmp_path / name, example_inputs=inputs)
     export(model, tmp_path / name, example_inputs=inputs)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+class Output(OrderedDict[str, torch.Tensor]):
+    """As diffusers has them: registered with torch, without names for its parts."""
+
+
+pytree.register_pytree_node(
+    Output,
+    lambda output: (list(output.values()), list(output)),
+    lambda values, names: Output(zip(names, values, strict=True)),
+    serialized_type_name="tests.emit.Output",
+)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> Output:
+        return Output(sample=self.layer(x), skip=x)
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.pt2", "net/"])
+def test_containers_that_torch_has_no_keys_for(name: str, tmp_path: Path) -> None:
+    before = pytree.SUPPORTED_NODES[Output]
+    inputs = (torch.randn(2, 3),)
+    report = export(Named().eval(), f"{tmp_path}/{name}", example_inputs=inputs)
+    assert report.outputs == ("sample", "skip")
+    assert report.free_batch
+    assert pytree.SUPPORTED_NODES[Output] is before, "the registry is left as it was found"

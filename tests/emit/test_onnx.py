@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from nestify.emit import ExportWarning, export, onnx_file, onnx_graph
@@ -129,6 +130,26 @@ def test_a_batch_that_the_exporter_fixes_is_said_so(tmp_path: Path) -> None:
     with pytest.warns(ExportWarning, match="the batch is fixed at 1: .*batch"):
         report = export(Counting().eval(), tmp_path / "n.onnx", example_inputs=(torch.ones(1, 2),))
     assert report.checked_batches == (1,)
+
+
+class Modulated(nn.Module):
+    """A convolution with a group for each sample, as StyleGAN2's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.style = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        b, c, h, w = x.shape
+        kernels = (self.weight[None] * self.style(z)[:, None, :, None, None]).reshape(-1, c, 3, 3)
+        return F.conv2d(x.reshape(1, b * c, h, w), kernels, groups=b).reshape(b, 4, h - 2, w - 2)
+
+
+def test_what_has_no_form_with_a_free_batch_is_written_with_a_fixed_one(tmp_path: Path) -> None:
+    inputs = (torch.randn(2, 3, 6, 6), torch.randn(2, 5))
+    with pytest.warns(ExportWarning, match="the batch is fixed at 2: cannot express the model"):
+        report = export(Modulated().eval(), tmp_path / "net.onnx", example_inputs=inputs)
+    assert (report.free_batch, report.checked_batches) == (False, (2,))
 
 
 def test_a_symbol_that_gets_lost_in_translation_is_noticed(

@@ -239,3 +239,41 @@ class SpectralNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.middle(self.stem(x).relu()).relu())
+
+
+@pattern(
+    "6",
+    """
+    stem 8 neuron stem.weight:0 stem.bias:0 again.2.weight:1 norm.weight:0 norm.bias:0
+        norm.running_mean:0 norm.running_var:0
+    again.2 5 neuron again.2.weight:0 again.2.bias:0 head.weight:1
+    """,
+)
+class TwoPaths(nn.Module):
+    """Layers by a name of their own and in a Sequential; one activation for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.ReLU()
+        self.stem, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(5, 3)
+        self.again = nn.Sequential(self.norm, act, nn.Linear(8, 5), act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.again(self.stem(x)))
+
+
+@pattern(
+    "6",
+    """
+    stem 8 neuron stem.weight:0 stem.bias:0 project:0
+    """,
+)
+class Projected(nn.Module):
+    """A linear map by a vector, as the box heads of D-FINE and GFL have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.project = nn.Linear(6, 8), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.stem(x).relu(), self.project)

@@ -243,3 +243,21 @@ class Einsum(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         left, right = self.left(x), self.right(x)
         return self.head(torch.einsum("...i,...j,ijk->...k", left, right, self.core))
+
+
+@pattern(
+    "6",
+    """
+    stem 4 neuron stem.weight:0 stem.bias:0 head.weight:1
+    """,
+)
+class Repeated(nn.Module):
+    """Repeats to a size that is spelled out, as Mamba2 does, and a squeeze that drops nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 4), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x).squeeze(1)
+        return self.head(y.repeat_interleave(3, dim=-1, output_size=12))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 import nestify
 from nestify.compare import relative_error
 from nestify.errors import NestifyWarning
+from nestify.fuzz.training_step import apart, trained
 from nestify.groups import Graph
 from nestify.nested import NestedModel
 from tests.laws.equalities import EVERYTHING, check_laws
@@ -125,6 +127,23 @@ def test_training_steps_are_those_of_the_extracted_model(name: str) -> None:
         nested.zero_grad()
 
 
+@_every_pattern
+def test_a_training_step_is_the_original_s(name: str) -> None:
+    """Outputs, gradients and buffers of the largest subnet, where no warning names what differs."""
+    pattern = PATTERNS[name]
+    model = pattern.build(torch.float64)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        nested = nestify.transform(model, EVERYTHING, pattern.example(2, torch.float64))
+    assert bool(notes) is bool(pattern.note)
+    if notes:
+        return
+    inputs = pattern.example(3, torch.float64)
+    nested.activate(nested.space.largest())
+    where, error = apart(trained(model, inputs, {}), trained(nested, inputs, {}))
+    assert error <= 1e-10, where
+
+
 def step(net: nn.Module, inputs: Any) -> list[torch.Tensor]:
     torch.manual_seed(7)
     out = [leaf for leaf in pytree.tree_leaves(net(*inputs)) if leaf.is_floating_point()]
@@ -152,6 +171,22 @@ def ship(name: str, folder: Path) -> None:
     slim = nested.extract(nested.space.sample(torch.Generator().manual_seed(1)))
     inputs = pattern.example(2, torch.float32)
     assert nestify.export(slim, folder / "slim.onnx", example_inputs=inputs).error <= 1e-5
+    report = nestify.export(nested.extract({}), folder / "all.onnx", example_inputs=inputs)
+    if report.free_batch:
+        _at_another_batch(pattern, report, pattern.example(5, torch.float32))
+
+
+def _at_another_batch(pattern: Pattern, report: Any, inputs: Any) -> None:
+    """The file of the whole network is the original there."""
+    import onnxruntime
+
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    session = onnxruntime.InferenceSession(report.path)
+    fed = {name: t.numpy() for name, t in zip(report.inputs, tensors, strict=True)}
+    found = [torch.from_numpy(array) for array in session.run(None, fed)]
+    with torch.no_grad():
+        expected = pytree.tree_leaves(pattern.build(torch.float32)(*inputs))
+    assert relative_error(expected, found) <= 1e-4
 
 
 _EXPORTABLE = [name for name, pattern in PATTERNS.items() if pattern.exports]

@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 import nestify
 from nestify import cuts
 from nestify.fuzz.build import build as build_fuzz
-from nestify.fuzz.build import double_precision, model_of
 from nestify.fuzz.build import example_inputs as fuzz_inputs
+from nestify.fuzz.build import model_of
 from nestify.fuzz.chunks import Settings, model_spec
+from nestify.fuzz.prelude import double_precision
 from nestify.fuzz.table import form_table
 from nestify.groups import Graph
 from nestify.states import State, States

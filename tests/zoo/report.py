@@ -29,9 +29,9 @@ _UNAVOIDABLE = ("input", "output")
 _INTRO = """# What is elastic in the zoo
 
 One row a model of torchvision, timm, transformers, ultralytics and diffusers, with random weights,
-at the sizes of `tests/zoo`. **elastic** and **MACs elastic** are the shares of its parameters and of its MACs that
-touch at least one elastic dim; **groups** are dims that are sliced together, **units** the choices
-of `{recipe}`, **blocks** the residual
+at the sizes of `tests/zoo`. **elastic** and **MACs elastic** are the shares of its parameters and
+of its MACs that touch at least one elastic dim; **groups** are dims that are sliced together,
+**units** the choices of `{recipe}`, **blocks** the residual
 blocks that may be dropped. **fixed dims** are sizes of parameters that stay as they are; the last
 column says by which op and for which kind of reason, but for those of the model's input and output.
 `nestify inspect` names the source line of each.
