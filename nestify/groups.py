@@ -104,7 +104,8 @@ class Graph:
     ``dims`` gives each node's dims, ``calls`` what each node's rule found, ``tensor_dims`` the dims
     of each parameter and buffer by name, ``read`` the names of those that a call reads, ``batch``
     the free batch dim, or None for the ``batch_reason``. ``changes`` says what rewrite passes did,
-    and ``original`` is the graph before the first that made another network of it (None: it is still the same one).
+    and ``original`` is the graph before the first that made another network of it (None: it is
+    still the same one).
 
     >>> import torch
     >>> from nestify.capture import capture

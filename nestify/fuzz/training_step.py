@@ -29,7 +29,9 @@ def trained(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     """Run forward and backward in training, from a fixed random state; ``module`` is left as it
     was, in eval.
     """
-    state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    state = [
+        (tensor, tensor.detach().clone()) for tensor in (*module.buffers(), *module.parameters())
+    ]
     given = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
     module.train()
     module.zero_grad(set_to_none=True)
@@ -50,7 +52,9 @@ def trained(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         return Trained(copy.deepcopy(detached), gradients, buffers)
     finally:
         module.zero_grad(set_to_none=True)
-        module.load_state_dict(state)
+        with torch.no_grad():
+            for tensor, value in state:
+                tensor.copy_(value)
         module.eval()
 
 
