@@ -29,7 +29,13 @@ from nestify.fuzz.doubt import orders_equal_values, sensitivity, sensitivity_of_
 from nestify.fuzz.prelude import double_precision
 from nestify.rules import op_name
 
-__all__ = ["Network", "Verdict", "in_onnxruntime", "native_output_silenced"]
+__all__ = [
+    "Network",
+    "Verdict",
+    "at_another_batch",
+    "in_onnxruntime",
+    "native_output_silenced",
+]
 
 TOLERANCE = 1e-5
 _MISSING = re.compile(r"(?:aten|prims)[.:]+(\w+)")
@@ -102,6 +108,42 @@ def in_onnxruntime(networks: Sequence[Network], lacking: set[str]) -> list[Verdi
         [i for i in range(len(single)) if i not in verdicts], single, networks, lacking, verdicts
     )
     return [verdicts[i] for i in range(len(networks))]
+
+
+def at_another_batch(network: Network, other: tuple[torch.Tensor, ...]) -> Verdict:
+    """Export one network on its inputs, and compare what onnxruntime gives for ``other``, which
+    have another batch; a network that has none must be refused there.
+    """
+    single = Network(_float(network.module), tuple(map(_narrow, other)))
+    inputs = tuple(map(_narrow, network.inputs))
+    try:
+        result, free = _run_at(single, inputs)
+    except Exception as error:
+        return Verdict("no form", _first_line(error))
+    if result is None:
+        return Verdict("different", "a free batch, refused") if free else Verdict("equal")
+    if not free:
+        return Verdict("different", "a fixed batch, and yet another is taken")
+    return _verdict(single, Network(network.module, other), result)
+
+
+def _run_at(
+    network: Network, inputs: tuple[torch.Tensor, ...]
+) -> tuple[list[torch.Tensor] | None, bool]:
+    """What the file gives, None where it refuses, and whether it says that its batch is free."""
+    import onnxruntime
+
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "net.onnx"
+        report = export(network.module, path, example_inputs=inputs, tolerance=math.inf)
+        session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        fed = zip(report.inputs, network.inputs, strict=True)
+        try:
+            found = session.run(None, {name: t.contiguous().numpy() for name, t in fed})
+        except Exception:  # onnxruntime's own errors have no common class
+            return None, report.free_batch
+        return [torch.from_numpy(array.copy()) for array in found], report.free_batch
 
 
 def _settle(

@@ -73,6 +73,7 @@ class Case:
     comparisons: int = 0
     slim: fx.GraphModule | None = None
     inputs: Inputs = ()
+    other: Inputs = ()
 
 
 def check(spec: Spec, forms: Mapping[str, Form], *, subnets: int = 2) -> Case:
@@ -99,7 +100,7 @@ class _Check:
         self.inputs, self.other = inputs, other
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.case = Case("checked", inputs=inputs)
+        self.case = Case("checked", inputs=inputs, other=other)
         self.notes: list[str] = []  # what training does that the nested model does not
 
     def run(self) -> Case:

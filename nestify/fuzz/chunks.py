@@ -13,7 +13,13 @@ import torch
 
 from nestify.emit.atomic import publish_files, staging
 from nestify.fuzz.build import script
-from nestify.fuzz.bundles import Network, Verdict, in_onnxruntime, native_output_silenced
+from nestify.fuzz.bundles import (
+    Network,
+    Verdict,
+    at_another_batch,
+    in_onnxruntime,
+    native_output_silenced,
+)
 from nestify.fuzz.checks import Case, Failure, check
 from nestify.fuzz.forms import Form
 from nestify.fuzz.grow import grow
@@ -23,6 +29,7 @@ from nestify.fuzz.table import form_table, portable
 
 __all__ = ["Mismatch", "Settings", "Tally", "model_spec", "run_chunk"]
 
+_BATCH_EVERY = 4  # of the models for onnxruntime, those that it is asked of at another batch
 _lacking: set[str] = set()  # ops without an ONNX form, learned by this worker
 
 
@@ -119,6 +126,10 @@ def run_chunk(settings: Settings, indices: Sequence[int]) -> Tally:
         verdicts = in_onnxruntime(networks, _lacking) if networks else []
     for (index, spec, _), verdict in zip(asked, verdicts, strict=True):
         _onnx(settings, index, spec, verdict, forms, tally)
+    for (index, _, case), network in zip(asked, networks, strict=True):
+        if index % (_BATCH_EVERY * settings.onnx_every) == 0:
+            with native_output_silenced():
+                _other_batch(index, at_another_batch(network, case.other), tally)
     tally.cpu_seconds = time.process_time() - start
     torch.set_num_threads(threads)
     return tally
@@ -187,6 +198,16 @@ def _onnx(
         tally.mismatches.append(_shrunk(settings, index, spec, failure, forms))
     elif verdict.outcome == "rounding":
         tally.doubtful.append(f"model {index}: onnxruntime {verdict.detail}")
+
+
+def _other_batch(index: int, verdict: Verdict, tally: Tally) -> None:
+    """Count a verdict at another batch; a difference has no script of its own."""
+    tally.onnx[f"{verdict.outcome} at another batch"] += 1
+    if verdict.outcome == "different":
+        law = "onnxruntime at another batch"
+        tally.mismatches.append(Mismatch(index, law, verdict.detail, 0, "(none)"))
+    elif verdict.outcome == "rounding":
+        tally.doubtful.append(f"model {index}: at another batch {verdict.detail}")
 
 
 def _shrunk(

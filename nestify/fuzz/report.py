@@ -46,14 +46,7 @@ def as_text(data: Mapping[str, Any]) -> str:
     onnx = Counter[str](data["onnxruntime"])
     share = data["rules_covered"] / max(data["rules"], 1)
     reached = data["rules_met_by_elastic_dims"] / max(data["rules"], 1)
-    asked = ", ".join(
-        (
-            f"{onnx['equal']:,} equal",
-            f"{onnx['different']:,} different",
-            f"{onnx['no form']:,} that the exporter refuses",
-            f"{onnx['rounding']:,} too sensitive to judge",
-        )
-    )
+    asked, resized = (_asked(onnx, at) for at in ("", " at another batch"))
     compared = f"{data['comparisons']:,} in float64, on {data['elastic_groups']:,} elastic groups"
     met = f"by elastic dims {data['rules_met_by_elastic_dims']} ({reached:.1%})"
     lines = [
@@ -61,6 +54,7 @@ def as_text(data: Mapping[str, Any]) -> str:
         f"models tried          {data['models']:,}: {outcomes}",
         f"comparisons           {compared}",
         f"onnxruntime           {asked}",
+        f"  at another batch    {resized}",
         f"rules covered         {data['rules_covered']} of {data['rules']} ({share:.1%}); {met}",
         f"op pairs covered      {data['op_pairs_covered']:,}",
         f"mismatches            {len(data['mismatches'])}",
@@ -80,3 +74,15 @@ def as_text(data: Mapping[str, Any]) -> str:
 
 def _first(counts: Mapping[str, int], many: int) -> list[tuple[str, int]]:
     return Counter[str](counts).most_common(many)
+
+
+def _asked(onnx: Counter[str], at: str) -> str:
+    """How networks fared in onnxruntime."""
+    return ", ".join(
+        (
+            f"{onnx[f'equal{at}']:,} equal",
+            f"{onnx[f'different{at}']:,} different",
+            f"{onnx[f'no form{at}']:,} that the exporter refuses",
+            f"{onnx[f'rounding{at}']:,} too sensitive to judge",
+        )
+    )

@@ -175,6 +175,8 @@ def _from_line(op: str, line: Line, schema: Any) -> Form | None:
 
 
 _TEXTS = {"approximate": ("none", "tanh")}
+# Numbers of selu's own, which no function of torch passes to elu, and ONNX leaves out.
+_INNER = ("scale", "input_scale")
 
 
 def _add_options(
@@ -184,7 +186,7 @@ def _add_options(
     for argument in schema.arguments:
         default = argument.default_value if argument.has_default_value() else None
         said = f"{argument.name}=" in " ".join(words)
-        if said or argument.name in spelled or iskeyword(argument.name):
+        if said or iskeyword(argument.name) or argument.name in (*spelled, *_INNER):
             continue
         options: tuple[Any, ...] = ()
         if isinstance(default, bool):
