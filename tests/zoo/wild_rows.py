@@ -49,7 +49,119 @@ _UNET = {
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
 
+
+def hybrid(kind: str, **options: Any) -> ZooModel:
+    """A language model with state space layers of two groups, whose heads repeat these."""
+
+    def build() -> nn.Module:
+        declare_vision_ops()
+        import transformers
+
+        config = getattr(transformers, f"{kind}Config")(vocab_size=64, hidden_size=64, **options)
+        return getattr(transformers, f"{kind}ForCausalLM")(config)
+
+    def inputs(batch: int) -> Arguments:
+        return (torch.randint(64, (batch, 16)),), {"use_cache": False}
+
+    return ZooModel(f"transformers/{kind} groups", build, inputs)
+
+
+def detector(kind: str, backbone: str, stages: dict[str, Any], **options: Any) -> ZooModel:
+    """A detector whose library checks its shapes and lays out its anchors by constants."""
+
+    def build() -> nn.Module:
+        declare_vision_ops()
+        import transformers
+
+        made = getattr(transformers, f"{backbone}Config")(**stages, out_features=_STAGES)
+        config = getattr(transformers, f"{kind}Config")(backbone_config=made, **_SMALL, **options)
+        return getattr(transformers, f"{kind}ForObjectDetection")(config)
+
+    return ZooModel(f"transformers/{kind}", build, image(64))
+
+
+_STAGES = ["stage2", "stage3", "stage4"]
+_SMALL = {
+    "encoder_hidden_dim": 32,
+    "d_model": 32,
+    "num_queries": 10,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+    "encoder_ffn_dim": 64,
+    "encoder_attention_heads": 4,
+    "decoder_in_channels": [32, 32, 32],
+}
+_RESNET = {
+    "embedding_size": 16,
+    "hidden_sizes": [16, 32, 48, 64],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+}
+_HGNET = {
+    "embedding_size": 16,
+    "hidden_sizes": [16, 24, 32, 48],
+    "depths": [1, 1, 1, 1],
+    "stem_channels": [3, 8, 16],
+    "stage_in_channels": [16, 16, 24, 32],
+    "stage_mid_channels": [8, 8, 16, 16],
+    "stage_out_channels": [16, 24, 32, 48],
+    "stage_num_blocks": [1, 1, 1, 1],
+    "stage_numb_of_layers": [2, 2, 2, 2],
+}
+_ATTENTION = {"num_attention_heads": 4, "intermediate_size": 96}
+
 WILD = (
+    hybrid(
+        "Mamba2",
+        num_hidden_layers=2,
+        num_heads=8,
+        head_dim=16,
+        n_groups=2,
+        state_size=16,
+        chunk_size=8,
+    ),
+    hybrid(
+        "Bamba",
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        attn_layer_indices=[1],
+        mamba_n_heads=8,
+        mamba_d_head=16,
+        mamba_n_groups=2,
+        mamba_d_state=16,
+        mamba_chunk_size=8,
+        **_ATTENTION,
+    ),
+    hybrid(
+        "Zamba2",
+        num_hidden_layers=2,
+        layers_block_type=["mamba", "hybrid"],
+        n_mamba_heads=8,
+        mamba_ngroups=2,
+        mamba_d_state=16,
+        chunk_size=8,
+        adapter_rank=8,
+        num_mem_blocks=1,
+        **_ATTENTION,
+    ),
+    hybrid(
+        "NemotronH",
+        num_hidden_layers=3,
+        hybrid_override_pattern="M*-",
+        num_key_value_heads=2,
+        head_dim=16,
+        mamba_num_heads=8,
+        mamba_head_dim=16,
+        n_groups=2,
+        ssm_state_size=16,
+        chunk_size=8,
+        **_ATTENTION,
+    ),
+    detector("RTDetrV2", "RTDetrResNet", _RESNET, encoder_in_channels=[32, 48, 64]),
+    detector(
+        "DFine", "HGNetV2", _HGNET, encoder_in_channels=[24, 32, 48], feat_strides=[8, 16, 32]
+    ),
     ZooModel("ultralytics/yolov8n", partial(yolo, "yolov8n"), image(64)),
     ZooModel("ultralytics/yolo11n", partial(yolo, "yolo11n"), image(64)),
     ZooModel("diffusers/UNet2DModel", partial(diffusion, "UNet2DModel", **_UNET), noisy(16)),
