@@ -200,6 +200,20 @@ class Random(nn.Module):
         return self.body(x).sum(1) + next(self.count)
 
 
-def test_what_cannot_be_held_to_the_model_is_said() -> None:
-    with pytest.warns(nestify.NestifyWarning, match="other outputs whenever it runs"):
-        nest(Random(), torch.randn(3, 4))
+class Drawing(nn.Module):
+    """Draws in eval too, and once for nothing: under one seed the graph draws other numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body(x)
+        torch.rand_like(y)
+        return self.head(y * torch.rand_like(y))
+
+
+@pytest.mark.parametrize("kind", [Random, Drawing])
+def test_what_cannot_be_held_to_the_model_is_said(kind: type[nn.Module]) -> None:
+    with pytest.warns(nestify.NestifyWarning, match="other outputs whenever it runs, or draws"):
+        nest(kind(), torch.randn(3, 4))
