@@ -51,8 +51,8 @@ class FixedBatch:
         """
         for node, value in zip(inputs, flat, strict=True):
             size = self.sizes.get(node.name)
-            if size is not None and value.shape[:1] != (size,):
-                shape = list(value.shape)
+            shape = list(getattr(value, "shape", ()))
+            if size is not None and shape[:1] != [size]:
                 raise UsageError(f"input {node.name} has shape {shape}. {self.said(node.name)}")
 
     def guard(self, graph: fx.Graph) -> None:

@@ -149,7 +149,7 @@ class Graph:
         if self.example_batch is None:
             return self.capture.untiled
         reasons = (leaf.reason for leaf in leaves_of(self.example_batch) if isinstance(leaf, Const))
-        why = next(reason for reason in reasons if reason is not None)
+        why = next((r for r in reasons if r is not None), Reason("", "", "it is a constant"))
         node = next((n for n in self.nodes if n.name == why.node), None)
         line = "" if node is None else source_line(node)
         said = why.text if node is None or why.op in why.text else f"{why.op} {why.text}"
