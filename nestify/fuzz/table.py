@@ -175,8 +175,9 @@ def _from_line(op: str, line: Line, schema: Any) -> Form | None:
 
 
 _TEXTS = {"approximate": ("none", "tanh")}
-# Numbers of selu's own, which no function of torch passes to elu, and ONNX leaves out.
-_INNER = ("scale", "input_scale")
+# Numbers of selu's own, which no function of torch passes to elu, and ONNX leaves out; switches that
+# draw at random whatever the mode.
+_LEFT = ("scale", "input_scale", "train", "training")
 
 
 def _add_options(
@@ -186,7 +187,7 @@ def _add_options(
     for argument in schema.arguments:
         default = argument.default_value if argument.has_default_value() else None
         said = f"{argument.name}=" in " ".join(words)
-        if said or iskeyword(argument.name) or argument.name in (*spelled, *_INNER):
+        if said or iskeyword(argument.name) or argument.name in (*spelled, *_LEFT):
             continue
         options: tuple[Any, ...] = ()
         if isinstance(default, bool):
