@@ -175,8 +175,8 @@ def _from_line(op: str, line: Line, schema: Any) -> Form | None:
 
 
 _TEXTS = {"approximate": ("none", "tanh")}
-# Numbers of selu's own, which no function of torch passes to elu, and ONNX leaves out; switches that
-# draw at random whatever the mode.
+# Numbers of selu's own, which no function of torch passes to elu, and ONNX leaves out; switches
+# that draw at random whatever the mode.
 _LEFT = ("scale", "input_scale", "train", "training")
 
 
