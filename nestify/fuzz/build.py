@@ -250,7 +250,7 @@ class Builder:
         plain = ", ".join(values)
         named = ", ".join(f'"y{i}": {value}' for i, value in enumerate(values))
         first = self.inputs[0].partition(" = ")[0] if self.inputs else values[0]
-        swapped = ", ".join(reversed(values)) if len(values) > 1 else f"-{plain}"
+        swapped = ", ".join(reversed(values)) if len(values) > 1 else f"({plain},)"
         scaled = ", ".join(f"{value} * torch.tensor(0.5)" for value in values)
         for trait, text in (
             ("more in training", f"{plain}, {first}"),

@@ -15,7 +15,7 @@ TRAITS = {
     "dict": 0.1,  # outputs by name
     "more in training": 0.05,  # an input beside the outputs
     "names in training": 0.05,  # a dict there
-    "swapped in training": 0.05,  # the outputs in the other order, or negative
+    "swapped in training": 0.05,  # the outputs in the other order, or one in a tuple
     "scaled in training": 0.05,  # outputs times a constant tensor
 }
 
