@@ -136,7 +136,8 @@ def _run_at(
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "net.onnx"
-        report = export(network.module, path, example_inputs=inputs, tolerance=math.inf)
+        # A file of other shapes is refused; how far its numbers are off is judged here.
+        report = export(network.module, path, example_inputs=inputs, tolerance=1e9)
         session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         fed = zip(report.inputs, network.inputs, strict=True)
         try:

@@ -68,6 +68,8 @@ def apart(original: Trained, other: Trained) -> tuple[str, float]:
     """
     if pytree.tree_structure(original.outputs) != pytree.tree_structure(other.outputs):
         return "the structure of the outputs", float("inf")
+    if _dtypes(original.outputs) != _dtypes(other.outputs):
+        return "the dtypes of the outputs", float("inf")
     found = {"outputs": relative_error(original.outputs, other.outputs)}
     for kind, mine, theirs in (
         ("gradients", original.gradients, other.gradients),
@@ -80,6 +82,10 @@ def apart(original: Trained, other: Trained) -> tuple[str, float]:
             found[f"{kind} of {name}"] = difference
     worst = max(found, key=lambda where: found[where])
     return worst, found[worst]
+
+
+def _dtypes(outputs: Any) -> list[torch.dtype]:
+    return [t.dtype for t in pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor)]
 
 
 def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
