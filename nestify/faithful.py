@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from traceback import walk_tb
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from nestify.groups import Graph, analyse
 from nestify.modes import in_eval, left_as_found
 from nestify.program import Program
 from nestify.slicing import Keep
-from nestify.tracing import place_of, without_fast_path
+from nestify.tracing import first_line, place_of, without_fast_path
 
 __all__ = ["check_example", "with_faithful_batch"]
 
@@ -48,7 +48,8 @@ def check_example(graph: Graph) -> None:
     """
     if _is_meta(graph):
         return
-    found = _Both(graph).compared(_example(graph))
+    both = _Both(graph)
+    found = both.compared(both.program.examples)
     if found.refused or not found.difference:
         return
     raise CaptureError(
@@ -61,16 +62,13 @@ def check_example(graph: Graph) -> None:
 
 def _other_batches(graph: Graph) -> str:
     """Why the batch is not free after all; empty where it is."""
-    both, flat = _Both(graph), _example(graph)
+    both = _Both(graph)
+    flat = both.program.examples
     batched = [node.name in graph.capture.batched for node in both.program.inputs]
     size = next(len(leaf) for leaf, wide in zip(flat, batched, strict=True) if wide)
     for other in (max(size, 2) + 1, 1):
-        rows = torch.arange(other) % size
-        sized = [
-            leaf[rows.to(leaf.device)] if wide else leaf
-            for leaf, wide in zip(flat, batched, strict=True)
-        ]
-        found = both.compared(sized)
+        sized = zip(flat, batched, strict=True)
+        found = both.compared([_rows(leaf, other) if wide else leaf for leaf, wide in sized])
         if found.refused and other > 1:
             return f"the model itself fails with a batch of {other}{found.refused}"
         if found.difference:
@@ -78,11 +76,22 @@ def _other_batches(graph: Graph) -> str:
     return ""
 
 
-class _Found:
+def _rows(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """As many rows; those that come again are rolled along the last dim, as equal rows would hide
+    that two were taken for each other.
+    """
+    size = len(tensor)
+    turns = range(-(-count // size))
+    return torch.cat([tensor.roll(turn, -1) if tensor.ndim > 1 else tensor for turn in turns])[
+        :count
+    ]
+
+
+class _Found(NamedTuple):
     """How a model and its graph differ on one call; ``refused`` says why the model fails there."""
 
-    def __init__(self, difference: str = "", refused: str = "") -> None:
-        self.difference, self.refused = difference, refused
+    difference: str = ""
+    refused: str = ""
 
 
 class _Both:
@@ -98,11 +107,11 @@ class _Both:
             expected = self._model(flat)
         except Exception as error:  # the user's forward may raise anything
             where = place_of(self.model, walk_tb(error.__traceback__))
-            return _Found(refused=f"{where}: {type(error).__name__}: {_first_line(error)}")
+            return _Found(refused=f"{where}: {type(error).__name__}: {first_line(error)}")
         try:
             found = self._graph(flat)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            return _Found(f"fails: {_first_line(error)}")
+            return _Found(f"fails: {first_line(error)}")
         difference = _difference(expected, found)
         if difference and _difference(expected, self._model(flat, seed=1)):
             warnings.warn(
@@ -158,15 +167,8 @@ def _tensors(outputs: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
-def _example(graph: Graph) -> list[Any]:
-    captured = graph.capture
-    return pytree.tree_leaves((captured.example_inputs, dict(captured.example_kwargs)))
-
-
 def _is_meta(graph: Graph) -> bool:
-    tensors = [*graph.capture.tensors.values(), *_tensors(_example(graph))]
+    captured = graph.capture
+    given = _tensors((captured.example_inputs, captured.example_kwargs))
+    tensors = [*captured.tensors.values(), *given]
     return any(tensor.is_meta for tensor in tensors)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

@@ -158,13 +158,17 @@ class Graph:
     @property
     def sizes_by_mode(self) -> list[str]:
         """Notes on calls that spell other sizes in training: a subnet decides these."""
+        calls = {node.name: call for node, call in self.calls.items()}
+        spelled = [
+            (calls[name], argument, value)
+            for (name, argument), value in self.capture.mode_args.items()
+            if argument in calls[name].literals
+        ]
         return [
-            f"{call.op} ({source_line(node) or 'unknown line'}) has {argument}={value!r} in "
+            f"{call.op} ({source_line(call.node) or 'unknown line'}) has {argument}={value!r} in "
             f"training and {call.args[argument]!r} in eval; the nested model has that of eval in "
             "training too"
-            for (name, argument), value in self.capture.mode_args.items()
-            for node, call in self.calls.items()
-            if node.name == name and argument in call.literals
+            for call, argument, value in spelled
         ]
 
     @cached_property

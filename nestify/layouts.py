@@ -93,6 +93,22 @@ def _is_map(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 4
 
 
+def _as_traced(value: Any, source: Any) -> Any:
+    """A tensor in the order in which the trace had the value of ``source`` in memory: a map with
+    its channels first, its positions as tokens with these last.
+    """
+    if not (isinstance(value, torch.Tensor) and isinstance(source, fx.Node)):
+        return value
+    strides = torch.empty_like(source.meta["val"]).stride()  # dense, where that was expanded
+    order = sorted(range(value.ndim), key=lambda dim: -strides[dim])
+    if order == list(range(value.ndim)):
+        return contiguous(value) if _is_map(value) else value.contiguous()
+    laid = value.permute(order)
+    if laid.is_contiguous():
+        return value
+    return laid.contiguous().permute([order.index(dim) for dim in range(value.ndim)])
+
+
 def reads_in_order(node: fx.Node) -> bool:
     """Whether a call gives something else, or refuses, where channels lie last."""
     return op_name(node.target) in ORDERED
@@ -101,15 +117,18 @@ def reads_in_order(node: fx.Node) -> bool:
 def run_in_order(
     node: fx.Node, run: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Run a call on its maps with their channels first; what it writes ends up where it should."""
-    kwargs = {name: contiguous(arg) for name, arg in kwargs.items()}
+    """Run a call on operands in the memory order of the trace; what it writes ends up where it
+    should.
+    """
+    kwargs = {name: _as_traced(arg, node.kwargs.get(name)) for name, arg in kwargs.items()}
     if is_mutable(node):
         target, *others = args
         # Itself where memory has that order: torch must see the write, whatever the strides say.
-        written = target.contiguous() if _is_map(target) else target
-        run(written, *map(contiguous, others), **kwargs)
+        laid = _as_traced(target, node.args[0])
+        written = target if laid.data_ptr() == target.data_ptr() else laid
+        run(written, *map(_as_traced, others, node.args[1:]), **kwargs)
         return target if written is target else target.copy_(written)
-    found = run(*map(contiguous, args), **kwargs)
+    found = run(*map(_as_traced, args, node.args), **kwargs)
     for value in found if isinstance(found, list | tuple) else [found]:
         if _is_map(value) and value.requires_grad:
             value.register_hook(contiguous)  # what comes back need not lie as what was given

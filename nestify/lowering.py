@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind, InputSpec
 from nestify.autocasting import Block, place_in
 from nestify.errors import CaptureError
 from nestify.folding import Constants, is_assertion, is_symbolic, only_asserted
-from nestify.rules import bind_arguments, is_mutable, op_name, shape_of
+from nestify.rules import UNDERIVED, bind_arguments, is_mutable, op_name, shape_of
 from nestify.tracing import source_line
 from nestify.trees import first_paths, get_tensor, tensors_of
 
@@ -29,8 +29,6 @@ _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _BLOCKS = {"cond": "torch.cond"}
 # Ops that cut a tensor, and the dim that they cut where they have no argument for it.
 _SPLITS = {"chunk": 0, "split": 0, "tensor_split": 0, "vsplit": 0, "hsplit": 1, "dsplit": 2}
-# Functions of torch that call these ops without gradients, as they have no derivative.
-_UNDERIVED = ("randint_like",)
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -124,7 +122,7 @@ class _Lowering:
             node.meta["val"] = self.constants.sized(node.meta["val"])
             _refuse_data_dependent(node)
             target, args, kwargs = _canonical(node)
-            read = self.detach if op_name(target) in _UNDERIVED else self.read
+            read = self.detach if op_name(target) in UNDERIVED else self.read
             args, kwargs = (fx.map_arg(a, read) for a in (args, kwargs))
             made = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
             stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}

@@ -135,7 +135,7 @@ class Program:
                 f"inputs must have the structure of the example inputs, {wanted}; "
                 f"got {call_in_words(args, kwargs)}"
             )
-        for node, given, known in zip(self.inputs, flat, self._examples, strict=True):
+        for node, given, known in zip(self.inputs, flat, self.examples, strict=True):
             other = isinstance(given, torch.Tensor) or given != known
             if isinstance(known, _BAKED) and given is not known and other:
                 raise UsageError(
@@ -145,7 +145,8 @@ class Program:
         return flat
 
     @cached_property
-    def _examples(self) -> list[Any]:
+    def examples(self) -> list[Any]:
+        """The example inputs of the capture in a row."""
         capture = self.graph.capture
         return pytree.tree_leaves((capture.example_inputs, dict(capture.example_kwargs)))
 

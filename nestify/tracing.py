@@ -31,6 +31,7 @@ __all__ = [
     "align",
     "calls_of",
     "export_program",
+    "first_line",
     "is_library",
     "place_of",
     "source_line",
@@ -186,7 +187,7 @@ def _explain(
         where = place_of(model, walk_tb(eager.__traceback__))
         return (
             f"{name} fails on the example inputs ({_describe(args, kwargs)}){where}: "
-            f"{type(eager).__name__}: {_first_line(eager)}. Pass example_inputs= and "
+            f"{type(eager).__name__}: {first_line(eager)}. Pass example_inputs= and "
             "example_kwargs= that its forward accepts"
         )
     where = place_of(model, walk_tb(error.__traceback__))
@@ -196,7 +197,7 @@ def _explain(
             "graph does not have. Write the choice with torch.where, or move it out of forward"
         )
     return (
-        f"{name} cannot be captured{where}: {type(error).__name__}: {_first_line(error)}. "
+        f"{name} cannot be captured{where}: {type(error).__name__}: {first_line(error)}. "
         "It runs, but torch.export cannot follow this line; rewrite it with tensor operations, or "
         "move it out of forward"
     )
@@ -244,6 +245,11 @@ def _describe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    r"""What an error says first, without the full stop.
+
+    >>> first_line(ValueError("no such op.\nmore"))
+    'no such op'
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else "no message"

@@ -4,7 +4,6 @@ decides.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple, cast
 
@@ -78,8 +77,7 @@ def training_arguments(
     values = dict(_switches(model, graph, own))
     if not (readers | set(with_own_train(model))) - own - marked:
         return TrainingArguments(values, ())
-    with contextlib.suppress(NotImplementedError):
-        model.train()  # which may do more than set the mode
+    model.train()  # which may do more than set the mode
     for module in model.modules():
         module.training = module not in marked and not has_own_switch(module)
     try:

@@ -196,6 +196,36 @@ class Unbatched(nn.Module):
         return self.c(F.max_pool3d(self.b(self.a(x).relu()), (1, 2, 2)))
 
 
+class Viewed(nn.Module):
+    """Draws on a view of a map that is no map with its channels first."""
+
+    def __init__(
+        self,
+        view: Callable[[torch.Tensor], torch.Tensor],
+        back: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        self.a, self.drop, self.c = (
+            nn.Conv2d(3, 40, 3),
+            nn.Dropout(0.5, inplace),
+            nn.Conv2d(40, 4, 1),
+        )
+        self.view, self.back = view, back
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.back(self.drop(self.view(self.a(x)))))
+
+
+def as_tokens(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def as_map(x: torch.Tensor) -> torch.Tensor:
+    return x.transpose(1, 2).unflatten(2, (7, 7))
+
+
 ORDERED: dict[str, Callable[[], nn.Module]] = {
     "dropout": lambda: pair(nn.Dropout(0.5)),
     "dropout in place": lambda: pair(nn.Dropout(0.5, inplace=True)),
@@ -208,6 +238,13 @@ ORDERED: dict[str, Callable[[], nn.Module]] = {
     "one channel in place": lambda: nn.Sequential(
         nn.Conv2d(3, 40, 3), nn.Conv2d(40, 1, 1), nn.Dropout(0.5, inplace=True), nn.Conv2d(1, 4, 3)
     ),
+    "tokens": lambda: Viewed(as_tokens, as_map),
+    "tokens in place": lambda: Viewed(as_tokens, as_map, inplace=True),
+    "channels last by hand": lambda: Viewed(
+        lambda x: x.permute(0, 2, 3, 1), lambda x: x.permute(0, 3, 1, 2)
+    ),
+    "repeats": lambda: Viewed(lambda x: x.expand(2, *x.shape), lambda x: x.sum(0)),
+    "clips": lambda: Viewed(lambda x: x.unsqueeze(2), lambda x: x.squeeze(2)),
     "volumes": Unbatched,
     "volumes whose gradients have channels last": lambda: Unbatched(3),
 }

@@ -23,7 +23,7 @@ from nestify.compare import relative_error
 from nestify.dims import dims_of
 from nestify.errors import CaptureError, NestifyWarning, UsageError, VerificationError
 from nestify.fuzz.build import build, example_inputs, model_of
-from nestify.fuzz.doubt import sensitivity, sensitivity_of_calls
+from nestify.fuzz.doubt import called, sensitivity, sensitivity_of_calls
 from nestify.fuzz.forms import Form
 from nestify.fuzz.oracle import flat_inputs, silenced
 from nestify.fuzz.prelude import double_precision
@@ -151,7 +151,7 @@ class _Check:
 
     def unsteadiness(self, nested: NestedModel, law: str) -> float:
         """How far rounding moves the outputs of the model, relative to these."""
-        run = _trained if law in ("training", "step") else _called
+        run = _trained if law in ("training", "step") else called
         moved = sensitivity(self.model, self.inputs, _TINY, run)
         whole = nested.extract(nested.space.largest(), verify=False)
         try:
@@ -297,10 +297,6 @@ def elastic_calls(graph: Graph) -> Iterator[str]:
         exprs = [e for e in pytree.tree_leaves(dims) if e is not None]
         if any(not d.batch for e in exprs for d in dims_of(e)):
             yield call.op
-
-
-def _called(model: nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
-    return model(*inputs)
 
 
 def _trained(model: nn.Module, inputs: Sequence[torch.Tensor]) -> Any:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from nestify.compare import relative_error
 from nestify.rules import op_name
 
-__all__ = ["orders_equal_values", "sensitivity", "sensitivity_of_calls"]
+__all__ = ["called", "orders_equal_values", "sensitivity", "sensitivity_of_calls"]
 
 # Ops whose result says which of several values came first, or where.
 _ORDERS = ("topk", "sort", "argsort", "argmax", "argmin", "median", "max", "min", "kthvalue")
@@ -23,7 +23,7 @@ _SHARES = ("sigmoid", "silu", "special_expit")
 _POOLS = ("adaptive_max_pool", "with_indices")
 
 
-def _called(model: nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
+def called(model: nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
     """The outputs, in the mode that the model is in."""
     return model(*inputs)
 
@@ -32,7 +32,7 @@ def sensitivity(
     model: nn.Module,
     inputs: tuple[torch.Tensor, ...],
     tiny: float,
-    run: Callable[[nn.Module, Sequence[torch.Tensor]], Any] = _called,
+    run: Callable[[nn.Module, Sequence[torch.Tensor]], Any] = called,
 ) -> float:
     """How far changes of ``tiny``, relative, in inputs and parameters move what ``run`` gives."""
     generator = torch.Generator().manual_seed(0)

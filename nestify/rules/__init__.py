@@ -43,6 +43,7 @@ __all__ = [
     "QUIET",
     "RULES",
     "STRIDED",
+    "UNDERIVED",
     "VIEWS",
     "Call",
     "Dims",
@@ -102,6 +103,9 @@ ORDERED = frozenset(
     "alpha_dropout bernoulli cauchy dropout exponential geometric log_normal normal rand_like "
     "randint_like randn_like random uniform max_pool3d max_pool3d_with_indices".split()
 )
+
+# Ops without a derivative, which functions of torch call without gradients.
+UNDERIVED = frozenset(("randint_like",))
 
 # Ops that pool positions into one feature vector.
 POOLS = frozenset(

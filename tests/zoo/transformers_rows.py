@@ -20,7 +20,8 @@ _DECODER = {**_ENCODER, "num_key_value_heads": 2, "use_cache": False}
 _VISION = {**_SMALL, **_HEADS, "image_size": 32, "patch_size": 8}
 
 
-def _build(architecture: str, config: str, fields: dict[str, Any]) -> nn.Module:
+def from_config(architecture: str, config: str, fields: dict[str, Any]) -> nn.Module:
+    """A model of transformers, with random weights."""
     declare_vision_ops()
     import transformers
 
@@ -73,7 +74,7 @@ def _row(
     fields: dict[str, Any],
     **known: Any,
 ) -> ZooModel:
-    build = partial(_build, architecture, config, fields)
+    build = partial(from_config, architecture, config, fields)
     return ZooModel(f"transformers/{architecture}", build, inputs, **known)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks.support.vision_ops import declare_vision_ops
 from tests.zoo.model import Arguments, ZooModel, image
+from tests.zoo.transformers_rows import VOCABULARY, from_config
 
 
 def yolo(name: str) -> nn.Module:
@@ -50,32 +51,28 @@ _UNET = {
 }
 
 
-def hybrid(kind: str, **options: Any) -> ZooModel:
+def ids(batch: int) -> Arguments:
+    """Token ids without a cache, as many as two chunks."""
+    return (torch.randint(VOCABULARY, (batch, 16)),), {"use_cache": False}
+
+
+def hybrid(kind: str, **fields: Any) -> ZooModel:
     """A language model with state space layers of two groups, whose heads repeat these."""
-
-    def build() -> nn.Module:
-        declare_vision_ops()
-        import transformers
-
-        config = getattr(transformers, f"{kind}Config")(vocab_size=64, hidden_size=64, **options)
-        return getattr(transformers, f"{kind}ForCausalLM")(config)
-
-    def inputs(batch: int) -> Arguments:
-        return (torch.randint(64, (batch, 16)),), {"use_cache": False}
-
-    return ZooModel(f"transformers/{kind} groups", build, inputs)
+    fields = {"vocab_size": VOCABULARY, "hidden_size": 64, **fields}
+    build = partial(from_config, f"{kind}ForCausalLM", f"{kind}Config", fields)
+    return ZooModel(f"transformers/{kind} groups", build, ids)
 
 
-def detector(kind: str, backbone: str, stages: dict[str, Any], **options: Any) -> ZooModel:
+def detector(kind: str, backbone: str, stages: dict[str, Any], **fields: Any) -> ZooModel:
     """A detector whose library checks its shapes and lays out its anchors by constants."""
 
     def build() -> nn.Module:
         declare_vision_ops()
         import transformers
 
-        made = getattr(transformers, f"{backbone}Config")(**stages, out_features=_STAGES)
-        config = getattr(transformers, f"{kind}Config")(backbone_config=made, **_SMALL, **options)
-        return getattr(transformers, f"{kind}ForObjectDetection")(config)
+        made = getattr(transformers, backbone)(**stages, out_features=_STAGES)
+        fields_of = {"backbone_config": made, **_SMALL, **fields}
+        return from_config(f"{kind}ForObjectDetection", f"{kind}Config", fields_of)
 
     return ZooModel(f"transformers/{kind}", build, image(64))
 
@@ -158,9 +155,9 @@ WILD = (
         chunk_size=8,
         **_ATTENTION,
     ),
-    detector("RTDetrV2", "RTDetrResNet", _RESNET, encoder_in_channels=[32, 48, 64]),
+    detector("RTDetrV2", "RTDetrResNetConfig", _RESNET, encoder_in_channels=[32, 48, 64]),
     detector(
-        "DFine", "HGNetV2", _HGNET, encoder_in_channels=[24, 32, 48], feat_strides=[8, 16, 32]
+        "DFine", "HGNetV2Config", _HGNET, encoder_in_channels=[24, 32, 48], feat_strides=[8, 16, 32]
     ),
     ZooModel("ultralytics/yolov8n", partial(yolo, "yolov8n"), image(64)),
     ZooModel("ultralytics/yolo11n", partial(yolo, "yolo11n"), image(64)),
