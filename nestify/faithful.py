@@ -72,7 +72,10 @@ def _other_batches(graph: Graph) -> str:
         if found.refused and other > 1:
             return f"the model itself fails with a batch of {other}{found.refused}"
         if found.difference:
-            return f"with a batch of {other}, what was captured {found.difference}"
+            lost = (
+                " (name the dims that a squeeze is to drop)" if "shape" in found.difference else ""
+            )
+            return f"with a batch of {other}, what was captured {found.difference}{lost}"
     return ""
 
 

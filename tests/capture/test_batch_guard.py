@@ -52,6 +52,13 @@ class Squeezed(Net):
         return self.scores(x.unsqueeze(1)).squeeze()
 
 
+class Turned(Net):
+    """Reverses the samples by a constant that hides their number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scores(x)[torch.tensor(list(reversed(range(len(x)))))]
+
+
 class Even(Net):
     """Refuses an odd number of samples."""
 
@@ -72,7 +79,8 @@ REASONS: dict[type[Net], str] = {
     Centred: r"div computes with 4, which is 5 with one sample more \(.*test_batch_guard.py:\d+\)",
     Rolled: "roll moves positions",
     OneByOne: "select cuts the batch dim",
-    Squeezed: "with a batch of 1, what was captured gives a shape",
+    Squeezed: "with a batch of 1, what was captured gives a shape .*name the dims",
+    Turned: "with a batch of 5, what was captured gives a shape",
     Even: "the model itself fails with a batch of 5 .*pairs of samples, please",
     Hidden: "with a batch of 5, what was captured differs by",
 }
