@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -388,10 +389,7 @@ class _Names:
 
 
 def _size(loop: tuple[Expr, ...]) -> int:
-    size = 1
-    for expr in loop:
-        size *= expr.size
-    return size
+    return math.prod(expr.size for expr in loop)
 
 
 def _elastic_share(items: list[tuple[int, Dims]]) -> float:

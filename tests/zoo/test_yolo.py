@@ -4,6 +4,7 @@ mode that returns other outputs.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import nestify
 from nestify.errors import NestifyWarning
 from tests.zoo.wild_rows import yolo
 
-pytest.importorskip("ultralytics", reason="ultralytics is not installed; make test installs it")
+pytestmark = pytest.mark.skipif(
+    find_spec("ultralytics") is None, reason="ultralytics is not installed; make test installs it"
+)
 
 
 def norms(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import os
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,11 +16,16 @@ from tests.zoo.transformers_rows import VOCABULARY, from_config
 
 
 def yolo(name: str) -> nn.Module:
-    """A detector of ultralytics from its own configuration file, offline."""
+    """A detector of ultralytics from its own configuration file, offline.
+
+    Its import sets how numbers print in the whole process, which doctests would see.
+    """
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_VERBOSE", "false")
     declare_vision_ops()
-    from ultralytics.nn.tasks import DetectionModel
+    with np.printoptions():
+        from ultralytics.nn.tasks import DetectionModel
+    torch.set_printoptions(profile="default")
 
     return DetectionModel(f"{name}.yaml", verbose=False)
 
