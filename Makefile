@@ -53,7 +53,7 @@ campaign: $(READY)       ## the long property tests (hours)
 
 fuzz: $(READY)           ## 10,000 random models against every law (an hour or two; resumes)
 	mkdir -p out
-	$(BIN)/python -m nestify.fuzz --models 10000 --seed 0 --jobs $(JOBS) --storage out/fuzz.jsonl --scripts out/fuzz-failures
+	$(BIN)/python -m tests.fuzz --models 10000 --seed 0 --jobs $(JOBS) --storage out/fuzz.jsonl --scripts out/fuzz-failures
 
 bench: $(READY)          ## every script of benchmarks/, one after the other
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -40,11 +40,12 @@ from benchmarks.support.clock import (
     write,
 )
 from benchmarks.support.networks import example, networks
-from nestify.api import trace
-from nestify.capture import Capture, capture
-from nestify.cost import Pricing
-from nestify.groups import Graph, analyse
-from nestify.nested import NestedModel
+from nestify.capture.captured import Capture, capture
+from nestify.compiler import trace
+from nestify.graph.analysis import analyse
+from nestify.graph.cost import Pricing
+from nestify.graph.graph import Graph
+from nestify.nested.model import NestedModel
 from nestify.passes import parse_recipe
 
 REPEATS = 5
@@ -53,7 +54,7 @@ SUBNETS = 1_000_000
 RECIPE = "fn3-channel{where=all}+fn3-neuron{where=all}"
 IMPORTS = {
     "import nestify": ("import torch", "import nestify"),
-    "import nestify.api": ("import torch", "import nestify.api"),
+    "import nestify.compiler": ("import torch", "import nestify.compiler"),
 }
 
 

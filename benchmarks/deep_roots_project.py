@@ -18,7 +18,7 @@ from support.clock import Row, show, write
 
 import nestify
 from examples.models.nin import NiN
-from nestify.compare import relative_distance
+from nestify.support.closeness import relative_distance
 
 INITS = ("extract", "project", "project,sizes=free")
 

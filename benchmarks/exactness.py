@@ -22,9 +22,9 @@ import torch
 from tabulate import tabulate
 
 import nestify
-from nestify.compare import relative_error
 from nestify.dims import dims_of
-from nestify.fuzz.oracle import flat_inputs, silenced
+from nestify.support.closeness import relative_error
+from tests.fuzz.oracle import flat_inputs, silenced
 
 EXAMPLES = ("mlp", "mobilenet_v2", "resnet50", "vit")
 RECIPE = "fn3-channel{where=all}+fn3-neuron{where=all}+fn3-head+fn3-path"

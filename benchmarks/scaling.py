@@ -21,11 +21,11 @@ from torch import nn
 
 from benchmarks.support.clock import Row, Stopwatch, machine, show, timed, write
 from benchmarks.support.synthetic import BUILDERS
-from nestify.capture import capture
-from nestify.cost import Pricing
-from nestify.extract import emit
-from nestify.groups import analyse
-from nestify.slicing import Keep
+from nestify.capture.captured import capture
+from nestify.dims.selection import Keep
+from nestify.emit.module.extract import emit
+from nestify.graph.analysis import analyse
+from nestify.graph.cost import Pricing
 
 SIZES = (1_250, 2_500, 5_000, 10_000, 20_000)
 CAPTURE_SIZES = (1_000, 2_000, 4_000)

@@ -43,7 +43,7 @@ from benchmarks.support.clock import Row, show, write
 from benchmarks.support.digits import Split, digits
 from benchmarks.support.search_nets import MOBILENET, RESNEXT, SMALL, Scorer, Subject, trained
 from nestify import NestedModel, Subnet
-from nestify.pareto import pareto
+from nestify.explore.pareto import pareto
 
 CHANCE = 0.1
 LITERAL = "algorithm1"

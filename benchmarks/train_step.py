@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import nestify
 from benchmarks.support.clock import RESULTS, Row, machine, show, write
 from benchmarks.support.training_networks import CLASSES, LARGE, SUBJECTS, Subject
-from nestify.draws import Draws
+from nestify.nested.draw_stream import Draws
 from nestify.training import cost_multiplier, step
 
 FORMATS = ("contiguous", "channels_last")

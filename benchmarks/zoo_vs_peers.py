@@ -41,7 +41,7 @@ from torch.utils import _pytree as pytree
 
 from benchmarks.support.clock import RESULTS, Row, show, write
 from benchmarks.support.masking import Kept, individual, masked_copy, positions
-from nestify.compare import relative_error
+from nestify.support.closeness import relative_error
 from tests.patterns.maps import MAPS
 from tests.patterns.shapes import SHAPES
 from tests.patterns.tokens import TOKENS

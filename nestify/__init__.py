@@ -20,12 +20,12 @@ from nestify.errors import (
 
 if TYPE_CHECKING:
     from nestify import analysis, training
-    from nestify.api import estimate, trace, transform
-    from nestify.cost import Cost
+    from nestify.compiler import estimate, trace, transform
     from nestify.emit import export
     from nestify.explore import search
-    from nestify.nested import NestedModel
-    from nestify.plans import Plan
+    from nestify.explore.plan import Plan
+    from nestify.graph.cost import Cost
+    from nestify.nested.model import NestedModel
     from nestify.space import SearchSpace, Subnet, Unit
     from nestify.targets import list_targets
 
@@ -56,18 +56,18 @@ __all__ = [
 
 # Loaded on first use, so that `import nestify` costs next to nothing.
 _LAZY = {
-    "Cost": "nestify.cost",
-    "NestedModel": "nestify.nested",
-    "Plan": "nestify.plans",
+    "Cost": "nestify.graph.cost",
+    "NestedModel": "nestify.nested.model",
+    "Plan": "nestify.explore.plan",
     "SearchSpace": "nestify.space",
     "Subnet": "nestify.space",
     "Unit": "nestify.space",
-    "estimate": "nestify.api",
+    "estimate": "nestify.compiler",
     "export": "nestify.emit",
     "list_targets": "nestify.targets",
     "search": "nestify.explore",
-    "trace": "nestify.api",
-    "transform": "nestify.api",
+    "trace": "nestify.compiler",
+    "transform": "nestify.compiler",
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+__all__ = ["first_line"]
+
 
 class NestifyError(Exception):
     """Base of every error that nestify raises on purpose.
@@ -57,3 +59,13 @@ class NestifyWarning(UserWarning):
     """Something of the model that the result leaves out; the message names the module and source
     line.
     """
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error says first, without the full stop.
+
+    >>> first_line(ValueError("no such op.\nmore"))
+    'no such op'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else "no message"

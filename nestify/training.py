@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from nestify.calibration import call_of
-from nestify.draws import draw_subnet
+from nestify.capture.batches import call_of
 from nestify.errors import UsageError
-from nestify.nested import NestedModel
+from nestify.nested.model import NestedModel
 from nestify.space import Subnet
-from nestify.valid import Valid, check, check_fields, instance, real, whole
+from nestify.space.draw_laws import draw_subnet
+from nestify.support.arguments import Valid, check, check_fields, instance, real, whole
 
 __all__ = ["METHODS", "Method", "cost_multiplier", "step"]
 

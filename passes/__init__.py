@@ -2,6 +2,9 @@
 
 A pass is a frozen dataclass: ``name``, its options as fields, ``apply(graph) -> graph``. A recipe
 is text, passes joined by ``+``, options in braces: ``"root-8{init=he}+fn3-channel{core=0.35}"``.
+
+Imports: all rooms up to runtime, and not emit. Start reading: ``fn3_channel``, then
+``ordered_dropout``.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 from nestify.errors import UsageError
-from nestify.groups import Graph
-from nestify.options import read_options, split_options
+from nestify.graph.graph import Graph
+from nestify.support.option_text import read_options, split_options
 
 __all__ = ["PASSES", "Pass", "calibrated", "parse_recipe", "without_data"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nestify.passes.odo import OrderedDropout
+from nestify.passes.ordered_dropout import OrderedDropout
 
 __all__ = ["Fn3Head"]
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nestify.groups import Block, Graph
+from nestify.graph.graph import Graph
+from nestify.graph.groups import Block
 from nestify.rules import shape_of
 from nestify.space import Unit
-from nestify.valid import check_fields, one_of, real, whole
+from nestify.support.arguments import check_fields, one_of, real, whole
 
 __all__ = ["Fn3Layer"]
 

@@ -12,14 +12,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from nestify.compare import LIMITS, relative_error
+from nestify.capture.batches import flat_batches
 from nestify.errors import UsageError, VerificationError
-from nestify.groups import Change, Graph
-from nestify.passes.importance import METHODS, measure
-from nestify.passes.objectives import Loss
-from nestify.rewriting import Rewriter, permuted
-from nestify.valid import check_fields, one_of
-from nestify.walking import Walk, flat_batches
+from nestify.graph.graph import Graph
+from nestify.graph.groups import Change
+from nestify.graph.rewriter import Rewriter, permuted
+from nestify.passes.ranking.importance import METHODS, measure
+from nestify.passes.ranking.objectives import Loss
+from nestify.runtime.lockstep import Walk
+from nestify.support.arguments import check_fields, one_of
+from nestify.support.closeness import LIMITS, relative_error
 
 __all__ = ["Rank"]
 
@@ -32,7 +34,7 @@ class Rank:
     ``hessian`` where there is ``calibration`` (batches of inputs or (inputs, labels)), and
     ``magnitude`` without. ``loss(outputs, labels)`` is what gradients are taken of; by default
     cross-entropy for integer labels, the squared error for others, and without labels the squared
-    distance to the network's own outputs. Groups in :mod:`nestify.passes.importance`.
+    distance to the network's own outputs. Groups in :mod:`nestify.passes.ranking.importance`.
 
     Raises:
         UsageError: an unknown ``by``.

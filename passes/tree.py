@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nestify.passes.filter_groups import FilterGroups
+from nestify.passes.deep_roots.filter_groups import FilterGroups
 
 __all__ = ["Tree"]
 

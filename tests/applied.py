@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nestify import NestedModel
-from nestify.groups import Graph
+from nestify.graph.graph import Graph
 from nestify.passes import calibrated, parse_recipe
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from nestify.cost import Costs
-from nestify.explore.rounds import Priced
+from nestify.explore.protocol import Priced
+from nestify.graph.cost import Costs
 from nestify.space import SearchSpace, Subnet, Unit
 
 

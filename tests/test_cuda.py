@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import nestify
-from nestify.compare import relative_error
+from nestify.support.closeness import relative_error
 from nestify.targets import load_target
 from nestify.training import METHODS, step
 from tests.laws.equalities import check_laws
+from tests.nested.test_training import IMAGES, NETS, build, classes
 from tests.patterns.test_patterns import PATTERNS, nested_of, noted
-from tests.test_training import IMAGES, NETS, build, classes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

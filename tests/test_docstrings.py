@@ -14,17 +14,21 @@ import torch
 from torch import nn
 
 import nestify
-from nestify.api import trace
-from nestify.explore.evaluators import Evaluator
+from nestify.compiler import trace
+from nestify.explore.evaluator import Evaluator
 from nestify.explore.executors import executor
-from nestify.program import Program
+from nestify.runtime.program import Program
+from tests import fuzz
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-LIBRARIES = ("nestify.zoo",)  # wants libraries at hand; tests/test_sources.py has stand-ins
+# It wants libraries at hand; tests/cli/test_model_reference.py has stand-ins.
+LIBRARIES = ("nestify.cli.model_zoo",)
 MODULES = [
     info.name
-    for info in pkgutil.walk_packages(nestify.__path__, "nestify.")
-    if not info.name.endswith("__main__") and info.name not in LIBRARIES
+    for package, prefix in ((nestify, "nestify."), (fuzz, "tests.fuzz."))
+    for info in pkgutil.walk_packages(package.__path__, prefix)
+    if not info.name.rpartition(".")[2].startswith(("__main__", "test_"))
+    and info.name not in LIBRARIES
 ]
 
 

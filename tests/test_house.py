@@ -1,154 +1,31 @@
-"""The walls of the house: links, file sizes, the direction of imports, names of modules."""
+"""The rooms of the house: links, sizes of files and functions, the direction of imports, names."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.rooms import (
+    FILES,
+    MOST_ROOMS,
+    PAGE,
+    RANK,
+    ROOMS,
+    ROOT,
+    STRANGERS,
+    imported_modules,
+    imports,
+    redrawn,
+    room_of,
+    sources,
+)
+
 LINES_MAX = 400
-
-# The layers from the ground up, each with its modules and packages. A module imports from its own
-# layer (without cycles) and from those below; imports inside functions and under TYPE_CHECKING
-# count. A new module gets a place here.
-LAYERS: dict[str, tuple[str, ...]] = {
-    "errors": ("errors",),
-    "ground": (
-        "files",
-        "options",
-        "processes",
-        "usercode",
-        "valid",
-        "space",
-        "draws",
-        "trees",
-        "uncompiled",
-        "compare",
-        "moments",
-        "fitting",
-    ),
-    "sources": ("zoo", "sources"),
-    "dims": ("dims",),
-    "rules": ("rules",),
-    "capture": (
-        "modes",
-        "first_forward",
-        "inputs",
-        "tracing",
-        "folding",
-        "gradient_trace",
-        "autocasting",
-        "lowering",
-        "training_trace",
-        "batch_trace",
-        "capture",
-    ),
-    "groups": ("batches", "blocks", "groups"),
-    "slicing": ("slicing", "keeping", "polynomials", "aliasing", "depth", "rewriting"),
-    "cost": ("modules", "peaks", "cost"),
-    "targets": ("targets",),
-    "networks": (
-        "fixed_batch",
-        "holding",
-        "calibration",
-        "spelling",
-        "rebuild",
-        "extract",
-        "original",
-        "padding",
-        "masks",
-        "overlays",
-        "absent",
-        "masked",
-        "layouts",
-        "running",
-        "program",
-        "bindings",
-        "cuts",
-        "recognition",
-        "states",
-        "reuse",
-        "verification",
-        "latencies",
-        "activation",
-        "patches",
-        "walking",
-        "layer_calls",
-        "refitting",
-        "nested",
-        "training",
-    ),
-    "passes": ("passes",),
-    "compiling": ("faithful", "compiling"),
-    "analysis": ("analysis",),
-    "emit": ("emit",),
-    "plan": ("constraints", "fingerprints", "pareto", "plans"),
-    "search": ("explore",),
-    "api": ("api",),
-    "cli": ("cli",),
-    "fuzz": ("fuzz",),
-    "package": ("__init__",),
-}
-RANK = {module: rank for rank, layer in enumerate(LAYERS.values()) for module in layer}
-
-# Beyond the order: what a module must not know though it lies no higher.
-STRANGERS: dict[str, set[str]] = {
-    "passes": {"targets", "extract", "nested"},  # a pass maps a graph to a graph
-    "targets": {"capture", "groups", "slicing", "modules"},  # a target runs what it is given
-    "emit": {"passes", "targets"},
-}
-FACES = {"__init__", "api", "cli"}  # these put everything together, and may import everything
+FUNCTION_LINES_MAX = 50
 PUBLIC_FUNCTIONS = {"trace", "transform", "estimate", "search", "export", "save", "load"}
-
-
-class Import(NamedTuple):
-    """One import of ours: who, where, whom."""
-
-    module: str
-    place: str
-    imported: str
-
-
-def sources() -> Iterator[tuple[str, Path]]:
-    """Every Python file of the package with its top-level module; links are not followed."""
-    for path in sorted(ROOT.glob("nestify/*.py")):
-        yield path.stem, path
-    for folder in sorted(path for path in ROOT.glob("nestify/*/") if not path.is_symlink()):
-        yield from ((folder.name, path) for path in sorted(folder.rglob("*.py")))
-    for name in ("passes", "targets"):
-        yield from ((name, path) for path in sorted((ROOT / name).rglob("*.py")))
-
-
-def imported_modules(node: ast.AST, known: set[str]) -> list[str]:
-    """Top-level modules that an import statement names; ``__init__`` for nestify itself."""
-    if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module == "nestify":
-        names = [f"nestify.{a.name}" if a.name in known else "nestify" for a in node.names]
-    elif isinstance(node, ast.ImportFrom):
-        names = [node.module or ""]
-    else:
-        return []
-    parts = [name.split(".") for name in names]
-    return [part[1] if len(part) > 1 else "__init__" for part in parts if part[0] == "nestify"]
-
-
-def imports() -> list[Import]:
-    """Every import of one part of nestify by another."""
-    files = list(sources())
-    known = {module for module, _ in files}
-    return [
-        Import(module, f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}", imported)
-        for module, path in files
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        for imported in imported_modules(node, known)
-        if imported != module
-    ]
 
 
 @pytest.mark.parametrize("name", ["passes", "targets"])
@@ -164,10 +41,27 @@ def test_link_resolves(name: str) -> None:
 def test_files_are_short() -> None:
     lines = {
         path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
-        for _, path in sources()
+        for path in sources().values()
     }
     long = [f"{path}: {count} lines" for path, count in lines.items() if count > LINES_MAX]
     assert not long, f"one idea a file, {LINES_MAX} lines at most:\n" + "\n".join(long)
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function's statements: its signature and docstring are for whoever calls it."""
+    first = function.body[1:2] if ast.get_docstring(function) else function.body[:1]
+    return (function.end_lineno or 0) - first[0].lineno + 1 if first else 0
+
+
+def test_functions_are_short() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} has {lines_of(node)} lines"
+        for path in sources().values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if lines_of(node) > FUNCTION_LINES_MAX
+    ]
+    assert not long, f"a function has {FUNCTION_LINES_MAX} lines at most:\n" + "\n".join(long)
 
 
 @pytest.mark.parametrize(
@@ -176,33 +70,47 @@ def test_files_are_short() -> None:
         ("import nestify", ["__init__"]),
         ("import nestify.dims as d, torch", ["dims"]),
         ("from nestify import dims, transform", ["dims", "__init__"]),
-        ("from nestify.rules.calls import Call", ["rules"]),
+        ("from nestify.rules.call import Call", ["rules.call"]),
+        ("from nestify.rules import call, Op", ["rules.call", "rules"]),
         ("from nestifyx import dims", []),
     ],
 )
 def test_import_statements_are_read_right(statement: str, found: list[str]) -> None:
-    assert imported_modules(ast.parse(statement).body[0], {"dims", "rules"}) == found
+    known = {"dims", "rules", "rules.call"}
+    assert imported_modules(ast.parse(statement).body[0], known) == found
 
 
-def test_every_module_has_a_layer() -> None:
-    homeless = sorted({module for module, _ in sources()} - RANK.keys())
-    assert not homeless, f"no layer in {Path(__file__).name} for: {', '.join(homeless)}"
+def test_every_module_has_a_room() -> None:
+    rooms = {room_of(module) for module in sources()}
+    assert rooms == set(ROOMS)
+    assert len(rooms - FILES) <= MOST_ROOMS
+    assert {path.stem for path in (ROOT / "nestify").glob("*.py")} == FILES
 
 
-def test_imports_run_one_way() -> None:
+def test_a_room_says_what_it_is_for_and_where_to_start() -> None:
+    for room in sorted(set(ROOMS) - FILES):
+        said = ast.get_docstring(ast.parse(sources()[room].read_text(encoding="utf-8"))) or ""
+        assert "Imports:" in said, f"{room}/__init__.py does not say what it may import"
+        assert "Start reading:" in said, f"{room}/__init__.py does not say where to start"
+        for start in re.findall(r"``(\w+)``", said.partition("Start reading:")[2]):
+            assert f"{room}.{start}" in sources(), f"{room}/__init__.py names no module {start!r}"
+
+
+def test_imports_run_one_way_between_rooms() -> None:
     wrong = [
         f"{place}: {module} imports {imported}"
         for module, place, imported in imports()
-        if module not in FACES and {module, imported} <= RANK.keys()
-        if RANK[imported] > RANK[module] or imported in STRANGERS.get(module, ())
+        for here, there in [(room_of(module), room_of(imported))]
+        if here not in ("__init__", "cli")  # these two put everything together
+        if RANK[there] > RANK[here] or there in STRANGERS.get(here, ())
     ]
-    assert not wrong, "imports against the layers:\n" + "\n".join(wrong)
+    assert not wrong, "imports against the order of the rooms:\n" + "\n".join(wrong)
 
 
-def test_imports_make_no_cycle() -> None:
+def test_imports_make_no_cycle_between_modules() -> None:
     graph: dict[str, set[str]] = {}
     for module, _, imported in imports():
-        if module not in FACES:
+        if "__init__" not in (module, imported):
             graph.setdefault(module, set()).add(imported)
     try:
         TopologicalSorter(graph).prepare()
@@ -210,6 +118,11 @@ def test_imports_make_no_cycle() -> None:
         pytest.fail("modules import each other: " + " <- ".join(error.args[1]))
 
 
-def test_no_module_has_the_name_of_a_public_function() -> None:
-    clash = PUBLIC_FUNCTIONS & {module for module, _ in sources()}
+def test_no_room_has_the_name_of_a_public_function() -> None:
+    clash = PUBLIC_FUNCTIONS & set(ROOMS)
     assert not clash, f"nestify.{min(clash)} would mean a module and a function"
+
+
+def test_the_drawing_of_the_rooms_is_of_this_code() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == redrawn(page), "run: python -m tests.rooms"

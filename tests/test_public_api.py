@@ -66,7 +66,7 @@ def test_import_is_light() -> None:
 
 def test_the_functions_come_without_the_compiler() -> None:
     """It takes longer to import than torch; marking a method with torch's own decorator does it."""
-    code = "import torch, nestify.api, nestify.training, nestify.explore"
+    code = "import torch, nestify.compiler, nestify.training, nestify.explore"
     assert imported_by(code, "torch._dynamo", "torch._inductor") == []
 
 

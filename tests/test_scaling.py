@@ -19,16 +19,17 @@ from torch import fx
 import nestify
 from benchmarks.support.networks import transformer
 from benchmarks.support.synthetic import BUILDERS
-from nestify.blocks import immediate_dominators
-from nestify.cost import Pricing
-from nestify.cuts import Cuts
 from nestify.dims import Const, Dim, Expr, Product, concat
-from nestify.extract import emit
-from nestify.groups import Graph, analyse
+from nestify.dims.selection import Keep
+from nestify.emit.module.extract import emit
+from nestify.graph.analysis import analyse
+from nestify.graph.cost import Pricing
+from nestify.graph.dominators import immediate_dominators
+from nestify.graph.graph import Graph
+from nestify.graph.polynomials import Algebra, Chunk, total
 from nestify.passes import parse_recipe
-from nestify.polynomials import Algebra, Chunk, total
-from nestify.program import Program
-from nestify.slicing import Keep
+from nestify.runtime.prefix_cuts import Cuts
+from nestify.runtime.program import Program
 
 
 def calls_in(work: Callable[[], Any]) -> int:

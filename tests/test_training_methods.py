@@ -16,8 +16,8 @@ from torch import nn
 import nestify
 from nestify import NestedModel
 from nestify.training import METHODS, Method, cost_multiplier, step
-from tests.test_nested import nest
-from tests.test_training import Block, classes
+from tests.nested.test_model import nest
+from tests.nested.test_training import Block, classes
 
 
 def test_odo_is_the_plain_loop() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import nestify
 from benchmarks.support import digits
 from examples.reproduce_fn3 import mobilenet, perceptron, resnext
-from nestify.calibration import reestimate_batch_norm
+from nestify.nested.batch_norm import reestimate_batch_norm
 
 BATCH = 64
 CHANNELS = "fn3-channel{where=all}"

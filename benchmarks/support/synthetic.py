@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from nestify.capture import Capture
+from nestify.capture.captured import Capture
 
 aten = torch.ops.aten
 

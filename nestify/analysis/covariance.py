@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nestify.calibration import call_of
+from nestify.capture.batches import call_of
 from nestify.errors import UsageError
-from nestify.moments import Moments, zca
-from nestify.nested import NestedModel
-from nestify.trees import device_of
+from nestify.nested.model import NestedModel
+from nestify.support.covariance import Moments, zca
+from nestify.support.module_tree import device_of
 
 __all__ = ["filter_correlation", "filter_covariance", "filter_covariances"]
 

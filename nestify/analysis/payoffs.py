@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from nestify.cost import Cost, Pricing
+from nestify.emit.module.layers import build_module
 from nestify.errors import UsageError
-from nestify.groups import Graph
-from nestify.modules import build_module
-from nestify.nested import NestedModel
+from nestify.graph.cost import Cost, Pricing
+from nestify.graph.graph import Graph
+from nestify.nested.model import NestedModel
 from nestify.rules import CONVOLUTIONS, bind_arguments, shape_of
 from nestify.targets import usable_target
 

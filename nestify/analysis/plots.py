@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nestify.analysis.layers import LayerSaving
+from nestify.analysis.layer_costs import LayerSaving
 from nestify.errors import UsageError
-from nestify.valid import PATH, check
+from nestify.support.arguments import PATH, check
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,6 +2,8 @@
 
 Results go to stdout, progress and messages to stderr; torch is imported inside the commands, so
 that ``--help`` answers at once.
+
+Imports: everything. Start reading: ``app``, then ``plan``.
 """
 
 from nestify.cli.app import app, main

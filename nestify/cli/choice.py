@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nestify.errors import InfeasibleError, UsageError
 
 if TYPE_CHECKING:
-    from nestify.plans import Plan, PlanPoint
+    from nestify.explore.plan import Plan, PlanPoint
 
 
 def choose(plan: Plan, target: str | None, constraints: Mapping[str, float]) -> PlanPoint:
@@ -35,7 +35,7 @@ def rule(constraints: Mapping[str, float]) -> str:
 
 def metadata(plan: Plan, point: PlanPoint, name: str, *, refit: bool) -> dict[str, str]:
     """Return what an exported file says about where it comes from; scores are of before a refit."""
-    from nestify.plans import point_fields
+    from nestify.explore.plan import point_fields
 
     fields = point_fields(point)
     return {
@@ -59,7 +59,7 @@ def rebased(reference: str, start: Path, base: Path) -> str:
         >>> rebased("nets/tiny.py:net", Path("/home/me"), Path("/home/me/tiny-plan"))
         '../nets/tiny.py:net'
     """
-    from nestify.sources import file_of, with_file
+    from nestify.cli.model_reference import file_of, with_file
 
     file = file_of(reference)
     return with_file(reference, Path(os.path.relpath(start / file, base))) if file else reference

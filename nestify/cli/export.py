@@ -22,8 +22,8 @@ from nestify.errors import ArtifactError
 
 if TYPE_CHECKING:
     from nestify.emit import ExportReport
-    from nestify.nested import NestedModel
-    from nestify.plans import Plan, PlanPoint
+    from nestify.explore.plan import Plan, PlanPoint
+    from nestify.nested.model import NestedModel
 
 
 @command
@@ -57,11 +57,11 @@ def export_command(
       nestify export mobilenet_v2-plan/plan.json --constraint latency_ms=5 --out slim.onnx
       nestify export plan.json --constraint params=2e6 --out slim/
     """  # noqa: D301  typer keeps the lines after a backspace as they are
+    from nestify.cli.model_reference import load_source
     from nestify.cli.plan import check_refit, nested_from
-    from nestify.constraints import parse_constraints
     from nestify.emit import export
-    from nestify.plans import Plan
-    from nestify.sources import load_source
+    from nestify.explore.constraints import parse_constraints
+    from nestify.explore.plan import Plan
 
     bounds = parse_constraints(constraint)
     check_file(out)
@@ -91,7 +91,7 @@ def export_command(
 
 def _check_fingerprint(plan: Plan, nested: NestedModel, reference: str) -> bool:
     """Refuse another structure; warn of other weights. Return whether the weights are the same."""
-    from nestify.fingerprints import fingerprint
+    from nestify.nested.fingerprint import fingerprint
 
     found = fingerprint(nested)
     if found.structure != plan.fingerprint.structure:
@@ -109,7 +109,7 @@ def _check_fingerprint(plan: Plan, nested: NestedModel, reference: str) -> bool:
 
 
 def _document(report: ExportReport, point: PlanPoint, same_weights: bool) -> dict[str, Any]:
-    from nestify.plans import point_fields
+    from nestify.explore.plan import point_fields
 
     fields = {key: value for key, value in asdict(report).items() if key != "metadata"}
     fields |= {"path": str(report.path), "files": [str(file) for file in report.files]}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nestify.cli.common import DebugOption, JsonOption, ModelArgument, as_json, command, table
 
 if TYPE_CHECKING:
-    from nestify.groups import Graph
+    from nestify.graph.graph import Graph
 
 SHOWN_SITES = 3
 
@@ -24,7 +24,7 @@ def inspect_command(
       nestify inspect timm:resnet50 --json
     """  # noqa: D301  typer keeps the lines after a backspace as they are
     import nestify
-    from nestify.sources import load_source
+    from nestify.cli.model_reference import load_source
 
     source = load_source(model)
     graph = nestify.trace(source.model, source.example_inputs, source.example_kwargs)

@@ -30,10 +30,10 @@ from nestify.errors import UsageError
 
 if TYPE_CHECKING:
     from nestify.analysis import Payoff
+    from nestify.cli.model_reference import Source
     from nestify.emit import ExportReport
-    from nestify.nested import NestedModel
-    from nestify.plans import Plan, PlanPoint
-    from nestify.sources import Source
+    from nestify.explore.plan import Plan, PlanPoint
+    from nestify.nested.model import NestedModel
 
 
 @command
@@ -93,14 +93,14 @@ def plan_command(
       nestify plan model.py --constraint latency_ms=5 --constraint params=2e6 --out small
       nestify plan timm:resnet50 --json > result.json
     """  # noqa: D301  typer keeps the lines after a backspace as they are
-    from nestify.constraints import parse_constraints
+    from nestify.cli.model_reference import load_source
     from nestify.explore import search
     from nestify.explore.arguments import ARGUMENTS
+    from nestify.explore.constraints import parse_constraints
     from nestify.explore.executors import check_workers
     from nestify.explore.methods import parse_method
-    from nestify.sources import load_source
+    from nestify.support.arguments import check
     from nestify.targets import usable_target
-    from nestify.valid import check
 
     count = int(workers) if workers.isdecimal() else workers
     given = {"target": target, "workers": count}
@@ -185,7 +185,7 @@ def _write(
 ) -> ExportReport:
     """Write slim.onnx and then plan.json: both or neither, each whole."""
     from nestify.emit import export
-    from nestify.emit.atomic import publish_files, staging
+    from nestify.support.atomic_files import publish_files, staging
 
     slim = nested.extract(point.subnet, calibrate=source.calibration, refit=refit).eval()
     say("exporting and checking in onnxruntime ...")

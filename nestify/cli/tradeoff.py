@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from nestify.cli.choice import rule
 from nestify.cli.common import as_json, table
-from nestify.constraints import split_key
+from nestify.explore.constraints import split_key
 
 if TYPE_CHECKING:
     from nestify.analysis import Payoff
     from nestify.emit import ExportReport
-    from nestify.plans import Plan, PlanPoint
+    from nestify.explore.plan import Plan, PlanPoint
 
 SHOWN_ROWS = 12
 
@@ -80,7 +80,7 @@ class PlanResult:
 
     def document(self) -> str:
         """Return the JSON document."""
-        from nestify.plans import point_fields
+        from nestify.explore.plan import point_fields
 
         plan, report = self.plan, self.report
         fields = {

@@ -29,7 +29,7 @@ from nestify.errors import VerificationError
 if TYPE_CHECKING:
     from torch import nn
 
-    from nestify.nested import NestedModel
+    from nestify.nested.model import NestedModel
     from nestify.space import Subnet
 
 
@@ -69,8 +69,8 @@ def verify_command(
     """  # noqa: D301  typer keeps the lines after a backspace as they are
     import torch
 
+    from nestify.cli.model_reference import load_source
     from nestify.cli.plan import nested_from
-    from nestify.sources import load_source
 
     say(f"loading {model}")
     source = load_source(model)
@@ -110,7 +110,7 @@ def _check(
     tolerance: float,
     seed: int,
 ) -> Row:
-    from nestify.emit.calls import Call, random_like
+    from nestify.emit.call import Call, random_like
 
     call = Call(nested.example_inputs, dict(nested.example_kwargs or {}))
     calls = [call, random_like(call, seed)]
@@ -125,9 +125,9 @@ def _check(
 
 
 def _error(expected: nn.Module, actual: nn.Module, call: Any) -> float:
-    from nestify.emit.calls import tensors_of
-    from nestify.emit.compare import deviation
-    from nestify.tracing import without_fast_path
+    from nestify.capture.export_program import without_fast_path
+    from nestify.emit.call import tensors_of
+    from nestify.emit.check import deviation
 
     with without_fast_path():
         pairs = zip(tensors_of(call.run(expected)), tensors_of(call.run(actual)), strict=True)

@@ -14,6 +14,8 @@ time. What recursion remains goes from a product into its factors, each at most 
 Where an operation has no solution the Dims involved become constants that carry a :class:`Reason`.
 That is the safety property: a dim is elastic only if its meaning was understood at every op it
 reaches.
+
+Imports: errors, support. Start reading: ``expressions``, then ``refinement``.
 """
 
 from nestify.dims.expressions import (

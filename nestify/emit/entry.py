@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from nestify.emit.atomic import parent_of
-from nestify.emit.folder import write_folder
 from nestify.emit.keyed import keys_for_all
-from nestify.emit.onnx_file import write_onnx
+from nestify.emit.onnx.file import write_onnx
 from nestify.emit.pt2 import write_pt2
 from nestify.emit.report import ExportReport
 from nestify.emit.request import (
@@ -21,8 +19,10 @@ from nestify.emit.request import (
     checked_model,
     checked_names,
 )
+from nestify.emit.source.folder import write_folder
 from nestify.errors import UsageError
-from nestify.valid import PATH, check
+from nestify.support.arguments import PATH, check
+from nestify.support.atomic_files import parent_of
 
 _WRITERS = {"onnx": write_onnx, "pt2": write_pt2, "folder": write_folder}
 
@@ -58,7 +58,7 @@ def export(
         dynamic_batch: Keep dim 0 free, for all inputs that have the first one's size there; where
             that is not possible the batch is fixed and an :class:`ExportWarning` says why.
         tolerance: The largest relative error allowed in float32
-            (:func:`nestify.emit.compare.deviation`); the source of a graph
+            (:func:`nestify.emit.check.deviation`); the source of a graph
             module must agree bit for bit.
 
     Returns:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nestify.emit.atomic import publish_files, staging
-from nestify.emit.calls import Call
-from nestify.emit.compare import largest_error, samples
-from nestify.emit.program import check_batches, exported_program
+from nestify.emit.call import Call
+from nestify.emit.check import largest_error, samples
+from nestify.emit.exported_program import check_batches, exported_program
 from nestify.emit.report import ExportReport, first_line, quiet
 from nestify.errors import CaptureError
+from nestify.support.atomic_files import publish_files, staging
 
 if TYPE_CHECKING:
     from nestify.emit.request import Request

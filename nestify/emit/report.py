@@ -21,7 +21,7 @@ class ExportReport:
     """What was written, how it was checked, and with what error.
 
     ``error`` is the largest deviation that was measured (see
-    :func:`nestify.emit.compare.deviation`) over ``checked_batches``, on the example inputs and on
+    :func:`nestify.emit.check.deviation`) over ``checked_batches``, on the example inputs and on
     random ones. ``warnings`` repeats what was warned of.
 
     >>> from pathlib import Path

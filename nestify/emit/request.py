@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from nestify.emit.calls import Call, input_names, output_names
+from nestify.emit.call import Call, input_names, output_names
 from nestify.emit.report import ExportReport, ExportWarning, first_line
 from nestify.errors import UsageError
-from nestify.nested import NestedModel
+from nestify.support.adopted_tree import AdoptedTree
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def checked_model(model: torch.nn.Module) -> torch.nn.Module:
     Raises:
         UsageError: naming the module that trains or has no weights; for a nested model.
     """
-    if isinstance(model, NestedModel):
+    if isinstance(model, AdoptedTree):
         raise UsageError(
             "a nested model is a family of networks, and a file holds one: export "
             "nested.extract(subnet), such as nested.extract(nested.active)"

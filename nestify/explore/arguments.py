@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from nestify.cost import CONVENTIONS
 from nestify.explore.executors import WORKERS
-from nestify.files import MAX_INT
+from nestify.graph.cost import CONVENTIONS
 from nestify.space import SearchSpace
-from nestify.valid import NONE, PATH, Valid, instance, one_of, whole
+from nestify.support.arguments import NONE, PATH, Valid, instance, one_of, whole
+from nestify.support.strict_json import MAX_INT
 
 __all__ = ["ARGUMENTS"]
 

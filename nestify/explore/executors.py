@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 
 from nestify.errors import CaptureError, UsageError
-from nestify.processes import end_with_parent
-from nestify.valid import Valid, check, whole
+from nestify.support.arguments import Valid, check, whole
+from nestify.support.worker_processes import end_with_parent
 
 if TYPE_CHECKING:
-    from nestify.explore.evaluators import Evaluator
-    from nestify.explore.rounds import Samples
+    from nestify.explore.evaluator import Evaluator
+    from nestify.explore.protocol import Samples
     from nestify.space import Subnet
 
 __all__ = ["WORKERS", "Executor", "Result", "Task", "check_workers", "executor"]
@@ -117,7 +117,7 @@ class _Processes:
         if self._pool is None:
             from loky import ProcessPoolExecutor
 
-            from nestify.explore.shipping import pack
+            from nestify.explore.pickling import pack
 
             begin = partial(_begin, os.getpid(), pack(self._evaluator), _threads(self._workers))
             self._pool = ProcessPoolExecutor(self._workers, initializer=begin)
@@ -155,7 +155,7 @@ def _begin(parent: int, packed: bytes, threads: int) -> None:
     """Make the worker of this process."""
     global _worker
     end_with_parent(parent)
-    from nestify.explore.shipping import Worker
+    from nestify.explore.pickling import Worker
 
     _worker = Worker(packed, threads)
 
@@ -213,7 +213,7 @@ class _Ray:
             raise _died(error) from error
 
     def _start(self) -> None:
-        from nestify.explore.shipping import pack
+        from nestify.explore.pickling import pack
 
         threads = 1 if self._count > 1 else torch.get_num_threads()
         packed = self._ray.put(pack(self._evaluator))
@@ -231,7 +231,7 @@ class _Actor:
     """A worker as a Ray actor."""
 
     def __init__(self, packed: bytes, threads: int) -> None:
-        from nestify.explore.shipping import Worker
+        from nestify.explore.pickling import Worker
 
         self._worker = Worker(packed, threads)
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from nestify.errors import CaptureError
 
 if TYPE_CHECKING:
-    from nestify.nested import NestedModel
+    from nestify.nested.model import NestedModel
 
 
 def fidelity(

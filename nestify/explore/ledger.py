@@ -10,12 +10,12 @@ import numpy as np
 
 from nestify.errors import UsageError
 from nestify.explore.executors import Task
+from nestify.explore.protocol import Round, Scores
 from nestify.explore.racing import behind, stages
-from nestify.explore.rounds import Round, Scores
 
 if TYPE_CHECKING:
     from nestify.explore.executors import Executor
-    from nestify.explore.rounds import Samples
+    from nestify.explore.protocol import Samples
     from nestify.explore.storage import Storage
     from nestify.space import Subnet
 

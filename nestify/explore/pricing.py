@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
-from nestify.constraints import Value
-from nestify.cost import Cost
-from nestify.explore.rounds import Priced
-from nestify.pareto import pareto
-from nestify.plans import PlanPoint
+from nestify.explore.constraints import Value
+from nestify.explore.pareto import pareto
+from nestify.explore.plan import PlanPoint
+from nestify.explore.protocol import Priced
+from nestify.graph.cost import Cost
 from nestify.targets import Target
 
 if TYPE_CHECKING:
     from nestify.explore.progress import Progress
     from nestify.explore.storage import Storage
-    from nestify.nested import NestedModel
+    from nestify.nested.model import NestedModel
     from nestify.space import Subnet
 
 MEASURED_POINTS = 24

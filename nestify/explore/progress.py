@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from nestify.pareto import pareto
+from nestify.explore.pareto import pareto
 
 if TYPE_CHECKING:
-    from nestify.explore.rounds import Prices
+    from nestify.explore.protocol import Prices
     from nestify.space import Subnet
 
 __all__ = ["Progress", "front_note"]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from nestify.explore.rounds import Merit, Samples
+from nestify.explore.protocol import Merit, Samples
 
 __all__ = ["behind", "stages"]
 

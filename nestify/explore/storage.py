@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nestify.errors import ArtifactError, UsageError
-from nestify.explore.rounds import Samples
+from nestify.explore.protocol import Samples
 
 if TYPE_CHECKING:
     from nestify.space import Subnet

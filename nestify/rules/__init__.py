@@ -2,6 +2,8 @@
 
 Everything else is derived from it: dims, slicing, new literals, MACs, masks, and the law tests that
 prove each rule by running the op. An op without a rule fixes the dims it touches and is listed.
+
+Imports: errors, support, dims. Start reading: ``call``, then ``one_liners``.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nestify.rules.calls import (
+from nestify.rules.call import (
     Call,
     Dims,
     Literal,
@@ -23,14 +25,14 @@ from nestify.rules.calls import (
 from nestify.rules.diagonals import DIAGONALS
 from nestify.rules.indexing import INDEXING
 from nestify.rules.linalg import LINALG
-from nestify.rules.lines import LINES
 from nestify.rules.losses import LOSSES
 from nestify.rules.math import MATH
+from nestify.rules.norms import STATISTICS
+from nestify.rules.one_liners import LINES
 from nestify.rules.recurrent import RECURRENT
+from nestify.rules.scatter import WRITES
 from nestify.rules.shapes import SHAPES
 from nestify.rules.spectra import SPECTRA
-from nestify.rules.statistics import STATISTICS
-from nestify.rules.writes import WRITES
 
 __all__ = [
     "CONVOLUTIONS",

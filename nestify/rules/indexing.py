@@ -9,7 +9,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from nestify.dims import Const, Expr, concat, new_dim, product, resolve
-from nestify.rules.calls import Call, Dims, op_name
+from nestify.rules.call import Call, Dims, op_name
 from nestify.rules.notation import WINDOW
 from nestify.rules.shapes import cut
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nestify.dims import Const, Expr
-from nestify.rules.calls import Call, Dims
+from nestify.rules.call import Call, Dims
 
 __all__ = ["LINALG"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from nestify.dims import Expr
-from nestify.rules.calls import Call
+from nestify.rules.call import Call
 
 __all__ = ["LOSSES"]
 

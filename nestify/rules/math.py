@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from nestify.dims import Const, Expr, new_dim, product, resolve, tag
-from nestify.rules.calls import Call, Dims
+from nestify.rules.call import Call, Dims
 
 # One name a word; an in-place op (relu_) follows the rule of its plain form.
 _POINTWISE = """

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from nestify.dims import Const, Expr, product, tag
-from nestify.rules.calls import Call, Dims
+from nestify.rules.call import Call, Dims
 
 WINDOW = "slides over this dim"
 _BY_POSITION = "{} reads this dim by position"

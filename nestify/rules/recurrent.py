@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from nestify.dims import Const, Expr, concat, resolve
-from nestify.rules.calls import Call, Dims
+from nestify.rules.call import Call, Dims
 
 __all__ = ["RECURRENT"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from nestify.dims import Const, Expr, concat, product, resolve
-from nestify.rules.calls import Call, Dims
+from nestify.rules.call import Call, Dims
 
 _OPEN_END = 2**62
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nestify.dims import Const
-from nestify.rules.calls import Call
+from nestify.rules.call import Call
 
 __all__ = ["SPECTRA"]
 

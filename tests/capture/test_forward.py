@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nestify
-from nestify.capture import capture
+from nestify.capture.captured import capture
 from nestify.errors import NestifyWarning
 from tests.capture.serving import assert_equal, assert_serves, nest
 

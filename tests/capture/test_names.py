@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import nestify
-from nestify.capture import capture, source_line
+from nestify.capture.captured import capture
+from nestify.capture.source_lines import source_line
 from nestify.errors import NestifyWarning
 from tests.capture.serving import assert_equal, assert_serves
 

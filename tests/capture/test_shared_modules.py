@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import nestify
-from nestify.fuzz.training_step import apart, trained
 from tests.capture.serving import assert_serves, nest
+from tests.fuzz.training_step import apart, trained
 
 
 class Block(nn.Module):

@@ -159,9 +159,9 @@ def test_debug_shows_the_traceback(run: Run) -> None:
 
 def test_an_unexpected_error_is_one_line_too(folder: Path) -> None:
     change = (
-        "import nestify.sources\n"
+        "import nestify.cli.model_reference\n"
         "def load_source(reference): raise RuntimeError('boom')\n"
-        "nestify.sources.load_source = load_source\n"
+        "nestify.cli.model_reference.load_source = load_source\n"
     )
     result = nestify_after(folder, change, "inspect", "model.py")
     assert result.code == 1

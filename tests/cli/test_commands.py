@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import nestify
-from nestify.plans import Plan
+from nestify.explore.plan import Plan
 from tests.cli.conftest import MODEL, Run, nestify_after
 from tests.forks import Result
 
@@ -241,7 +241,7 @@ def test_verify_knows_the_fast_path_of_attention(run: Run, folder: Path) -> None
 
 def test_verify_fails_where_the_forms_differ(folder: Path) -> None:
     change = (
-        "from nestify.nested import NestedModel\n"
+        "from nestify.nested.model import NestedModel\n"
         "right = NestedModel.extract\n"
         "def wrong(self, subnet, **options):\n"
         "    slim = right(self, subnet, **options)\n"

@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import nestify
-from nestify.emit import ExportWarning, atomic, export
+from nestify.emit import ExportWarning, export
 from nestify.emit.entry import kind_of
 from nestify.errors import CaptureError, UsageError
+from nestify.support import atomic_files as atomic
 from tests.emit.nets import build, images
 
 

@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from torch import fx, nn
 
-from nestify.emit import ExportWarning, export, folder
+from nestify.emit import ExportWarning, export
+from nestify.emit.source import folder
 from nestify.errors import UsageError, VerificationError
 from tests.emit.nets import NETS, Fixed, aten_graph, build, images, nested_call
 
@@ -176,7 +177,7 @@ def test_a_fixed_batch_is_said_so(tmp_path: Path) -> None:
 def test_readable_ops_that_differ_are_spelled_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nestify.emit import spellings
+    from nestify.emit.source import op_source as spellings
 
     monkeypatch.setitem(spellings._INFIX, "add.Tensor", "-")
     model, inputs = build("aten")

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nestify.emit import ExportWarning, export, onnx_file, onnx_graph
+from nestify.emit import ExportWarning, export
+from nestify.emit.onnx import file as onnx_file
+from nestify.emit.onnx import names as onnx_graph
 from nestify.errors import CaptureError, VerificationError
 from tests.emit.nets import NETS, Fixed, build, images, nested_call
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from nestify.emit.calls import Call, output_names, random_like
-from nestify.emit.compare import deviation
-from nestify.emit.constructors import constructor
-from nestify.emit.literals import literal
-from nestify.emit.source import model_source
+from nestify.emit.call import Call, output_names, random_like
+from nestify.emit.check import deviation
+from nestify.emit.source.constructors import constructor
+from nestify.emit.source.literals import literal
+from nestify.emit.source.model_py import model_source
 from nestify.errors import UsageError
 
 nan, inf = math.nan, math.inf

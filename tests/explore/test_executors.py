@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import nestify
 from nestify import NestedModel, Plan, UsageError
-from nestify.explore.evaluators import Evaluator
-from nestify.explore.shipping import Worker, pack
+from nestify.cli.model_reference import load_source
+from nestify.explore.evaluator import Evaluator
+from nestify.explore.pickling import Worker, pack
 from nestify.explore.storage import stored_scores
-from nestify.sources import load_source
 from nestify.space import Subnet
 from nestify.targets import Target
 

@@ -9,7 +9,7 @@ import pytest
 
 from nestify.explore.executors import Result, Task
 from nestify.explore.ledger import Ledger
-from nestify.explore.rounds import Round
+from nestify.explore.protocol import Round
 from nestify.space import Subnet
 
 PARTS = (0.9, 0.5, 0.7)  # how easy each part is: subnets of size 100 get so much of it right

@@ -14,8 +14,8 @@ import pytest
 
 from nestify.errors import UsageError
 from nestify.explore.methods import METHODS, fn3, parse_method
-from nestify.explore.methods.steps import choices, fewer, shrunk
-from nestify.explore.rounds import Problem, Round, Scores
+from nestify.explore.moves import choices, fewer, shrunk
+from nestify.explore.protocol import Problem, Round, Scores
 from nestify.space import SearchSpace, Subnet, Unit
 from tests.fakes import FakeNested, chain
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nestify.explore.protocol import Merit
 from nestify.explore.racing import behind, stages
-from nestify.explore.rounds import Merit
 
 
 def ranked(means: list[float]) -> list[int]:

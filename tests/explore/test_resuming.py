@@ -18,7 +18,7 @@ from torch import nn
 
 from nestify import targets
 from nestify.explore import search
-from nestify.plans import Plan
+from nestify.explore.plan import Plan
 from nestify.space import Subnet
 from nestify.targets import Target
 from tests.fakes import FakeNested, chain

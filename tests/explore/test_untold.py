@@ -14,8 +14,8 @@ import pytest
 
 from nestify.errors import UsageError
 from nestify.explore import search
-from nestify.explore.codeprints import codeprint
-from nestify.plans import Plan
+from nestify.explore.function_hash import codeprint
+from nestify.explore.plan import Plan
 from tests.fakes import chain
 
 

@@ -16,22 +16,22 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import nestify
-from nestify import nested
 from nestify.errors import ArtifactError, VerificationError
-from nestify.fuzz import __main__ as program
-from nestify.fuzz import campaign as campaigns
-from nestify.fuzz.build import build, example_inputs, model_of
-from nestify.fuzz.bundles import Network, in_onnxruntime
-from nestify.fuzz.campaign import campaign
-from nestify.fuzz.checks import TOLERANCE, check, check_model
-from nestify.fuzz.chunks import Settings, Tally, model_spec, run_chunk
-from nestify.fuzz.doubt import sensitivity_of_calls
-from nestify.fuzz.forms import RejectedError
-from nestify.fuzz.report import as_data, as_text
-from nestify.fuzz.shrink import shrink
-from nestify.fuzz.spec import Spec
-from nestify.fuzz.table import form_table
+from nestify.nested import model as nested
 from nestify.rules import RULES
+from tests.fuzz import __main__ as program
+from tests.fuzz import campaign as campaigns
+from tests.fuzz.build import build, example_inputs, model_of
+from tests.fuzz.bundles import Network, in_onnxruntime
+from tests.fuzz.campaign import campaign
+from tests.fuzz.checks import TOLERANCE, check, check_model
+from tests.fuzz.chunks import Settings, Tally, model_spec, run_chunk
+from tests.fuzz.doubt import sensitivity_of_calls
+from tests.fuzz.forms import RejectedError
+from tests.fuzz.report import as_data, as_text
+from tests.fuzz.shrink import shrink
+from tests.fuzz.spec import Spec
+from tests.fuzz.table import form_table
 from tests.laws.test_faults import FAULTS
 
 FORMS = form_table()
@@ -289,7 +289,7 @@ def test_a_model_that_ends_its_process_is_told(
 
 
 def test_workers_end_with_a_killed_campaign(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "nestify.fuzz", "--models", "400", "--jobs", "2"]
+    command = [sys.executable, "-m", "tests.fuzz", "--models", "400", "--jobs", "2"]
     command += ["--scripts", str(tmp_path), "--onnx-every", "0"]
     children = Path("/proc/self/task")
     if not children.exists():

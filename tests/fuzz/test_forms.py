@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from nestify.fuzz.build import build
-from nestify.fuzz.choices import Choices
-from nestify.fuzz.forms import RejectedError, match, sizes
-from nestify.fuzz.grow import grow
-from nestify.fuzz.table import NOT_REACHED, derived, form_table, op_of
 from nestify.rules import RULES
+from tests.fuzz.build import build
+from tests.fuzz.choices import Choices
+from tests.fuzz.forms import RejectedError, match, sizes
+from tests.fuzz.grow import grow
+from tests.fuzz.table import NOT_REACHED, derived, form_table, op_of
 
 FORMS = form_table()
 # Forms that are made of several ops, named for what they are.
@@ -25,8 +25,8 @@ COMPOSED = {
 def test_every_rule_has_a_form() -> None:
     missing = set(RULES) - {op_of(name) for name in FORMS} - NOT_REACHED.keys()
     assert not missing, (
-        f"no generated model can call {sorted(missing)}: add a form in nestify/fuzz/*_forms.py, "
-        "or the reason in NOT_REACHED of nestify/fuzz/table.py"
+        f"no generated model can call {sorted(missing)}: add a form in tests/fuzz/*_forms.py, "
+        "or the reason in NOT_REACHED of tests/fuzz/table.py"
     )
 
 

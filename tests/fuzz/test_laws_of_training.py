@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from nestify import capture, training_trace
-from nestify.fixed_batch import FixedBatch
-from nestify.fuzz.bundles import Network, at_another_batch
-from nestify.fuzz.checks import check_model
-from nestify.fuzz.prelude import double_precision
+from nestify.capture import captured as capture
+from nestify.capture import train_diff as training_trace
+from nestify.graph.fixed_batch import FixedBatch
+from tests.fuzz.bundles import Network, at_another_batch
+from tests.fuzz.checks import check_model
+from tests.fuzz.prelude import double_precision
 
 
 class Net(nn.Module):

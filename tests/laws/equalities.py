@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import nestify
-from nestify.compare import relative_error
 from nestify.dims import dims_of
-from nestify.fuzz.oracle import flat_inputs, silenced
-from nestify.groups import Graph
+from nestify.graph.graph import Graph
+from nestify.support.closeness import relative_error
 from tests.applied import applied
+from tests.fuzz.oracle import flat_inputs, silenced
 
 EVERYTHING = "fn3-channel{where=all}+fn3-neuron{where=all}+fn3-head+fn3-path+fn3-layer"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from nestify.capture import Capture, capture
+from nestify.capture.captured import Capture, capture
 from nestify.dims import Const, Dim, dims_of, new_dim
+from nestify.dims.selection import Keep
 from nestify.rules import RULES, Call, bind_arguments, fix_numbered, fix_plural
-from nestify.slicing import Keep
 
 Tensors = list[torch.Tensor]
 

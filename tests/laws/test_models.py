@@ -16,7 +16,7 @@ from hypothesis.strategies import DataObject
 from torch import nn
 
 import nestify
-from nestify.compare import relative_error
+from nestify.support.closeness import relative_error
 from tests.laws.equalities import EVERYTHING, check_laws
 from tests.laws.generator import ModelSpec, State, build, example_inputs, random_spec, script, specs
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from torch import nn
 
 import nestify
-from nestify.compare import relative_error
-from nestify.passes.spatial import find_spatial
-from nestify.rewriting import Rewriter, permuted
+from nestify.graph.rewriter import Rewriter, permuted
+from nestify.passes.deep_roots.spatial import find_spatial
+from nestify.support.closeness import relative_error
 from tests.applied import applied
 from tests.laws.equalities import EVERYTHING, check_subnets
 from tests.laws.generator import ModelSpec, build, example_inputs, random_spec, specs

@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nestify.dims import dims_of
+from nestify.dims.selection import Keep
 from nestify.rules import RULES
-from nestify.slicing import Keep
 from tests.laws.harness import (
     Analysis,
     Sample,

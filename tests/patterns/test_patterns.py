@@ -15,11 +15,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import nestify
-from nestify.compare import relative_error
 from nestify.errors import NestifyWarning
-from nestify.fuzz.training_step import apart, trained
-from nestify.groups import Graph
-from nestify.nested import NestedModel
+from nestify.graph.graph import Graph
+from nestify.nested.model import NestedModel
+from nestify.support.closeness import relative_error
+from tests.fuzz.training_step import apart, trained
 from tests.laws.equalities import EVERYTHING, check_laws
 from tests.patterns.limits import LIMITS
 from tests.patterns.maps import MAPS

@@ -12,12 +12,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import nestify
-from nestify.compare import relative_error
+from nestify.dims.selection import Keep
 from nestify.errors import NestifyWarning
-from nestify.fuzz.oracle import flat_inputs, silenced
-from nestify.fuzz.training_step import apart, trained
-from nestify.nested import NestedModel
-from nestify.slicing import Keep
+from nestify.nested.model import NestedModel
+from nestify.support.closeness import relative_error
+from tests.fuzz.oracle import flat_inputs, silenced
+from tests.fuzz.training_step import apart, trained
 from tests.laws.equalities import EVERYTHING
 from tests.zoo.model import Arguments
 

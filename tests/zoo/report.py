@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from nestify.dims.reasons import ADVICE
-from nestify.nested import NestedModel
+from nestify.nested.model import NestedModel
 from tests.zoo.model import ZooModel
 
 FILE = Path(__file__).parents[2] / "docs" / "zoo.md"

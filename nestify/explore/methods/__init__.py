@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nestify.errors import UsageError
-from nestify.explore.rounds import Method
-from nestify.options import read_options, split_options
+from nestify.explore.protocol import Method
+from nestify.support.option_text import read_options, split_options
 
 __all__ = ["METHODS", "parse_method"]
 

@@ -14,10 +14,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nestify.explore.methods.steps import fewer, subnet_with
-from nestify.explore.rounds import Problem, Round, Rounds, check_options
+from nestify.explore.moves import fewer, subnet_with
+from nestify.explore.protocol import Problem, Round, Rounds, check_options
 from nestify.space import Subnet, Unit
-from nestify.valid import real, whole
+from nestify.support.arguments import real, whole
 
 __all__ = ["Algorithm1"]
 

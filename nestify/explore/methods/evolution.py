@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from nestify.errors import UsageError
-from nestify.explore.methods.genes import Genes, Rows
-from nestify.explore.rounds import Problem, Round, Rounds, check_options
-from nestify.valid import whole
+from nestify.explore.protocol import Problem, Round, Rounds, check_options
+from nestify.explore.surrogate.encoding import Genes, Rows
+from nestify.support.arguments import whole
 
 __all__ = ["Evolution"]
 

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nestify.explore.methods.forecast import Forecast, are_hits
-from nestify.explore.methods.genes import Genes, Rows
-from nestify.explore.methods.staircase import Staircase
-from nestify.explore.methods.work import Work
-from nestify.explore.rounds import Merit, Problem, Round, Rounds, Samples, check_options
-from nestify.pareto import pareto
-from nestify.valid import real, whole
+from nestify.explore.pareto import pareto
+from nestify.explore.protocol import Merit, Problem, Round, Rounds, Samples, check_options
+from nestify.explore.surrogate.encoding import Genes, Rows
+from nestify.explore.surrogate.hypervolume import Staircase
+from nestify.explore.surrogate.score_model import Forecast, are_hits
+from nestify.explore.surrogate.shared_work import Work
+from nestify.support.arguments import real, whole
 
 __all__ = ["Fn3"]
 

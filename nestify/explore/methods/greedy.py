@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nestify.explore.methods.steps import shrunk, subnet_with
-from nestify.explore.rounds import Merit, Problem, Round, Rounds, check_options
+from nestify.explore.moves import shrunk, subnet_with
+from nestify.explore.protocol import Merit, Problem, Round, Rounds, check_options
 from nestify.space import Subnet
-from nestify.valid import one_of, real
+from nestify.support.arguments import one_of, real
 
 __all__ = ["Greedy"]
 

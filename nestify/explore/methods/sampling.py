@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nestify.explore.rounds import Problem, Round, Rounds, check_options
-from nestify.valid import whole
+from nestify.explore.protocol import Problem, Round, Rounds, check_options
+from nestify.support.arguments import whole
 
 __all__ = ["Random", "Uniform"]
 

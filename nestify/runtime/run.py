@@ -1,0 +1,391 @@
+"""One pass over the steps of a program: any subnet on slices of the full tensors of a module tree.
+
+A pass may start in the middle, given the values that cross that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import islice
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from nestify.capture.autocast import Block, inside
+from nestify.dims.selection import Keep, Plan, cut, put
+from nestify.rules import PAIRED, Dims, bind_arguments, op_name
+from nestify.runtime.channels_last import (
+    channels_last,
+    contiguous,
+    is_contiguous_map,
+    merged_groups,
+    run_in_order,
+)
+from nestify.support.module_tree import counter, find, get_tensor, submodule
+
+__all__ = [
+    "Bound",
+    "Frame",
+    "Read",
+    "Run",
+    "Slot",
+    "Step",
+    "copied",
+    "hand_on",
+    "reads",
+    "run_of",
+    "trains",
+]
+
+Special = Callable[[list[Any]], Any]
+_NONE: Mapping[Any, Any] = MappingProxyType({})
+
+
+class Slot(NamedTuple):
+    """The place of a value in a pass; behind those of all nodes is that of the inputs' device."""
+
+    at: int
+
+
+class Step(NamedTuple):
+    """One call with slots for tensors: in eval, in training, and the slots that are free
+    afterwards.
+    """
+
+    node: fx.Node
+    out: int
+    path: str
+    run: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    in_training: tuple[tuple[Any, ...], Mapping[str, Any]] | None
+    frees: tuple[int, ...]
+
+
+class Frame(NamedTuple):
+    """What all subnets of a graph have in common.
+
+    ``written`` are the buffers that some call writes into, with whether one does so in eval too,
+    ``ordered`` the calls that want maps with their channels first, ``blocks`` those of autocast by
+    the calls in them (those without a type of devices follow the inputs), ``followed`` the modules
+    whose mode some call follows.
+    """
+
+    slots: Mapping[fx.Node, int]
+    inputs: Sequence[fx.Node]
+    outputs: Sequence[Any]
+    written: Mapping[fx.Node, bool]
+    ordered: set[fx.Node]
+    blocks: Mapping[fx.Node, Sequence[Block]]
+    followed: frozenset[str]
+
+    def trains(self, root: nn.Module) -> bool:
+        """Whether a module that some call follows is in training."""
+        return any(trains(root, path) for path in self.followed)
+
+
+class Read(NamedTuple):
+    """A tensor of the model as one subnet reads it.
+
+    ``plan`` cuts it, ``zeros`` are put behind it as torch's pad wants them, ``last`` is the slot of
+    its last reader.
+    """
+
+    node: fx.Node
+    out: int
+    name: str
+    dims: Dims
+    plan: Plan
+    zeros: Sequence[int]
+    last: int
+
+    def cut_as(self, plan: Plan, zeros: Sequence[int]) -> Read:
+        """The same with another cut and other zeros."""
+        return Read(self.node, self.out, self.name, self.dims, plan, zeros, self.last)
+
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Bound:
+    """A program with the literals and slices of one subnet and batch size, and the tensors that it
+    reads.
+    """
+
+    frame: Frame
+    keep: Keep
+    steps: Sequence[Step]
+    tensors: Sequence[Read]
+    channels_last: bool = False
+
+
+class Slices:
+    """What passes of one subnet leave for the next: slices of what is shared by all subnets, by
+    slot in ``of_tensors``, and weights of convolutions whose groups were ``merged``, with the
+    slices that these were made of.
+    """
+
+    def __init__(self) -> None:
+        self.of_tensors: dict[int, torch.Tensor] = {}
+        self.merged: dict[int, tuple[torch.Tensor, tuple[torch.Tensor, int]]] = {}
+        self._addresses: set[int] = set()
+        self._located = 0
+
+    def addresses(self) -> Set[int]:
+        """Where the memory of ``of_tensors`` lies, of which none is replaced."""
+        fresh = islice(self.of_tensors.values(), self._located, None)
+        self._addresses.update(value.untyped_storage().data_ptr() for value in fresh)
+        self._located = len(self.of_tensors)
+        return self._addresses
+
+
+class Run:
+    """One pass on the tensors of ``root``, each module of it in the mode that it has now.
+
+    ``own`` has tensors, by name and of the full size, to use instead; ``special`` runs the calls of
+    some nodes, given their arguments, in place of the ops. ``slices`` holds what an earlier pass
+    left. ``at`` is the index of the next step, ``env`` holds the values by slot, ``in_training``
+    says whether any call runs as in training.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        bound: Bound,
+        flat: Sequence[Any],
+        own: Mapping[str, torch.Tensor] = _NONE,
+        special: Mapping[fx.Node, Special] = _NONE,
+    ) -> None:
+        self.root, self.bound, self.frame = root, bound, bound.frame
+        self.own, self.special = own, special
+        self.slices = Slices()
+        self.in_training = self.frame.trains(root)
+        self.at = 0
+        self.env: list[Any] = [None] * len(self.frame.slots)
+        self.env.append(next((v.device for v in flat if isinstance(v, torch.Tensor)), None))
+        self.turned = bound.channels_last and any(map(is_contiguous_map, flat))
+        for node, value in zip(self.frame.inputs, flat, strict=True):
+            self.env[self.frame.slots[node]] = channels_last(value) if self.turned else value
+
+    def resume(self, at: int, values: Mapping[int, Any]) -> None:
+        """Start at step ``at``, given the values by slot that are made before it."""
+        self.at = at
+        for slot, value in values.items():
+            self.env[slot] = value
+
+    def walk(self) -> Generator[tuple[fx.Node, list[Any], dict[str, Any]], None, list[Any]]:
+        """Run, and stop before each call with its node and its arguments; returns the flat outputs.
+
+        What a caller writes into the tensors of ``root`` while it stops there, or puts in the place
+        of an argument, is what runs.
+        """
+        root, bound, frame, env = self.root, self.bound, self.frame, self.env
+        written = self._read_tensors()
+        in_training = self.in_training
+        for step in bound.steps[self.at :]:
+            args, kwargs = step.args, step.kwargs
+            if in_training and step.in_training is not None and trains(root, step.path):
+                args, kwargs = step.in_training
+            args = [env[a.at] if a.__class__ is Slot else _fill(a, env) for a in args]
+            kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()} if kwargs else {}
+            yield step.node, args, kwargs
+            if step.node in frame.blocks:
+                with inside(self._placed(frame.blocks[step.node])):
+                    env[step.out] = self._value(step, args, kwargs)
+            else:
+                env[step.out] = self._value(step, args, kwargs)
+            for slot in step.frees:
+                env[slot] = None
+            self.at += 1
+        for read, value in written:
+            if in_training or frame.written[read.node]:
+                _write_back(self._full(read.name), bound.keep, read, value)
+        values = [_fill(value, env) for value in frame.outputs]
+        return [contiguous(value) for value in values] if self.turned else values
+
+    def _value(self, step: Step, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if step.node in self.special:
+            return self.special[step.node](args)
+        if self.turned and step.node in self.frame.ordered:
+            return run_in_order(step.node, step.run, args, kwargs)
+        if step.run is step.node.target:
+            return step.run(*args, **kwargs)
+        return step.run(self, step, args)
+
+    def _placed(self, blocks: Sequence[Block]) -> list[Block]:
+        device = self.env[-1]
+        home = "cpu" if device is None else device.type
+        return [
+            block if block.device_type else block._replace(device_type=home) for block in blocks
+        ]
+
+    def finish(self) -> list[Any]:
+        """Run to the end; the flat outputs."""
+        walk = self.walk()
+        while True:
+            try:
+                next(walk)
+            except StopIteration as done:
+                return done.value
+
+    def _full(self, name: str) -> torch.Tensor:
+        return self.own[name] if name in self.own else get_tensor(self.root, name)
+
+    def _read_tensors(self) -> list[tuple[Read, torch.Tensor]]:
+        """Put slices of what is read from here on in its slots; returns those that are written."""
+        bound, env, writes = self.bound, self.env, self.frame.written
+        first = bound.steps[self.at].out if self.at else 0
+        written: list[tuple[Read, torch.Tensor]] = []
+        ready = self.slices.of_tensors
+        for read in bound.tensors:
+            if read.last < first:
+                continue
+            if read.node in writes:
+                env[read.out] = value = self._sliced(read)
+                written.append((read, value))
+            elif read.name in self.own:
+                env[read.out] = self._sliced(read)
+            else:
+                if read.out not in ready:
+                    ready[read.out] = self._sliced(read)
+                env[read.out] = ready[read.out]
+        return written
+
+    def _sliced(self, read: Read) -> torch.Tensor:
+        value = cut(self._full(read.name), read.plan)
+        if read.zeros:
+            value = F.pad(value, read.zeros)
+        return channels_last(value) if self.turned else value
+
+
+def _write_back(full: torch.Tensor, keep: Keep, read: Read, value: torch.Tensor) -> None:
+    """What calls wrote into a copied slice of a buffer; views wrote into the buffer itself."""
+    views = all(isinstance(kept, int) for _, kept in read.plan)
+    if views and not read.zeros:
+        return
+    value = value[tuple(slice(keep.size(expr)) for expr in read.dims)]
+    # As torch's own batch norm does, without a sign that the tensor changed: autograd saves
+    # running statistics though backward does not read them, and the next step may come first.
+    put(full.data, read.plan, value)
+
+
+def _fill(arg: Any, env: list[Any]) -> Any:
+    if arg.__class__ is Slot:
+        return env[arg.at]
+    if isinstance(arg, list | tuple) and not isinstance(arg, torch.Size):
+        return [_fill(item, env) for item in cast(Sequence[Any], arg)]
+    return arg
+
+
+def reads(value: Any) -> Iterator[int]:
+    """The slots that an argument names."""
+    if value.__class__ is Slot:
+        yield value.at
+    elif isinstance(value, Mapping):
+        yield from reads(tuple(cast(Mapping[str, Any], value).values()))
+    elif isinstance(value, list | tuple):
+        for item in cast(Sequence[Any], value):
+            yield from reads(item)
+
+
+# --- calls that need their module -----------------------------------------------------------------
+
+
+def trains(root: nn.Module, path: str) -> bool:
+    """Whether the module that makes a call is in training; the root for a path that is gone."""
+    return (submodule(root, path) or root).training
+
+
+def _batch_norm(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
+    """In training a BatchNorm counts its batches, and may average over all of them."""
+    x, weight, bias, mean, var, training, momentum, eps, _ = args
+    owner: Any = submodule(run.root, step.path) if training and mean is not None else None
+    if isinstance(owner, _BATCH_NORMS):
+        momentum = owner.momentum
+        own = counter(str(bind_arguments(step.node)["running_mean"].target)) if run.own else ""
+        counted = run.own.get(own, owner.num_batches_tracked)
+        if counted is not None:
+            counted.add_(1)
+            momentum = 1.0 / float(counted) if momentum is None else momentum
+    if mean is None:  # a weight that is standardised may be one value wide: it becomes its bias
+        return torch.batch_norm(x, weight, bias, mean, var, training, 0.0, eps, args[-1])
+    return F.batch_norm(x, mean, var, weight, bias, training, momentum or 0.0, eps)
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def _in_groups(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
+    x, weight, *others, groups = args
+    if run.turned and not torch.is_grad_enabled():
+        known = run.slices.merged.get(step.out)
+        if known is None or known[0] is not weight:
+            known = run.slices.merged[step.out] = weight, merged_groups(weight, groups)
+        weight, groups = known[1]
+    target: Any = step.node.target
+    return target(x, weight, *others, groups)
+
+
+_GROUPS = 6  # the place of the groups among the arguments of a convolution, the last one
+
+
+def _stochastic(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
+    return find(run.root, args[1])(args[0])
+
+
+def hand_on(run: Run, step: Step, args: list[Any]) -> Any:
+    """Give the first argument itself."""
+    return args[0]
+
+
+def copied(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
+    """Give the first argument in memory of its own."""
+    return args[0].clone()
+
+
+def _view(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
+    """A slice of a parameter is not contiguous: what is viewed whole may need a copy here."""
+    source, shape = args
+    if isinstance(shape, torch.Tensor):
+        return source.reshape(shape.shape)
+    return source.reshape(shape) if isinstance(shape, list | tuple) else source.view(shape)
+
+
+def _paired(run: Run, step: Step, args: list[Any]) -> torch.Tensor:
+    """A slice may start between the two values of a pair: then they need a place of their own."""
+    (source,) = args
+    odd = source.storage_offset() % 2 or any(stride % 2 for stride in source.stride()[:-1])
+    return torch.view_as_complex(
+        source.clone(memory_format=torch.contiguous_format) if odd else source
+    )
+
+
+def _recurrent(run: Run, step: Step, args: list[Any]) -> Any:
+    """On a GPU cuDNN packs the weights as views of one row each, which a slice has not."""
+    packed = [[t.contiguous() for t in cast(Any, a)] if isinstance(a, list) else a for a in args]
+    target: Any = step.node.target
+    return target(*packed)
+
+
+_RUNS: dict[str, Callable[..., Any]] = {
+    "nestify::stochastic": _stochastic,
+    "batch_norm": _batch_norm,
+    "view": _view,
+    "view_as": _view,
+    **dict.fromkeys(PAIRED, _paired),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+}
+
+
+def run_of(node: fx.Node) -> Callable[..., Any]:
+    """What runs a call: its op, or one of these in its place, which take the positional arguments.
+
+    >>> run_of(fx.Graph().call_function(torch.ops.aten.relu.default))
+    <OpOverload(op='aten.relu', overload='default')>
+    """
+    name, target = op_name(node.target), cast(Callable[..., Any], node.target)
+    if name == "conv2d" and len(node.args) > _GROUPS:
+        return _in_groups
+    return _RUNS.get(name, target)

@@ -1,0 +1,4 @@
+"""What ``root``, ``column`` and ``tree`` share: convolutions become hierarchical filter groups.
+
+Imports: what a pass imports. Start reading: ``filter_groups``.
+"""
