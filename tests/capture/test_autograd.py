@@ -140,7 +140,7 @@ def check_gradients(model: nestify.NestedModel, block: nn.Module) -> None:
 def test_a_backward_that_the_graph_lacks_is_named_with_its_line() -> None:
     before = vars(torch.autograd.Function)["apply"], dict(vars(torch.inference_mode))
     with pytest.warns(
-        NestifyWarning, match=r"module '1' \(.*test_gradient_trace.py:\d+\) runs Round, an"
+        NestifyWarning, match=r"module '1' \(.*test_autograd.py:\d+\) runs Round, an"
     ):
         nested(Rounded())
     assert (vars(torch.autograd.Function)["apply"], dict(vars(torch.inference_mode))) == before
@@ -171,7 +171,7 @@ def test_hooks_on_gradients_are_named(block: nn.Module, said: str) -> None:
 
 
 def test_what_leaves_no_trace_is_refused_with_its_line() -> None:
-    message = r"in module '1' \(.*test_gradient_trace.py:\d+\): .*a new .data leaves no trace"
+    message = r"in module '1' \(.*test_autograd.py:\d+\): .*a new .data leaves no trace"
     with pytest.raises(CaptureError, match=message):
         nested(NewData())
     assert "data" not in vars(torch.Tensor)

@@ -77,11 +77,11 @@ SAID: dict[type[nn.Module], str] = {
     MoreOutputs: r"returns \(tensor, tensor\) in training and tensor in eval",
     Named: r"returns \{'logits': tensor\} in training and \(tensor,\) in eval",
     Swapped: "returns other tensors in training",
-    OtherOrder: r"test_training_trace.py:\d+\) computes with other tensors .*: sub;",
-    OtherConstant: r"test_training_trace.py:\d+\) computes with other tensors .*: mul;",
-    OtherBuffer: r"test_training_trace.py:\d+\) computes with other tensors .*: mul;",
+    OtherOrder: r"test_train_diff.py:\d+\) computes with other tensors .*: sub;",
+    OtherConstant: r"test_train_diff.py:\d+\) computes with other tensors .*: mul;",
+    OtherBuffer: r"test_train_diff.py:\d+\) computes with other tensors .*: mul;",
     OtherView: r"computes with other tensors or sizes in training: view;",
-    OtherSlice: r"slice \(.*test_training_trace.py:\d+\) has end=8 in training and 12 in eval",
+    OtherSlice: r"slice \(.*test_train_diff.py:\d+\) has end=8 in training and 12 in eval",
 }
 
 

@@ -385,7 +385,7 @@ def test_an_evaluate_that_fails_shows_its_line() -> None:
     def broken(model: nn.Module) -> float:
         return [0.5][3]
 
-    with pytest.raises(CaptureError, match=r"IndexError.*\(test_searching.py:\d+: return \[0.5\]"):
+    with pytest.raises(CaptureError, match=r"IndexError.*\(test_driver.py:\d+: return \[0.5\]"):
         run(chain(2), evaluate=broken)
 
 
