@@ -18,7 +18,7 @@ from torch import fx
 from nestify.dims import Dim, dims_of
 from nestify.graph.graph import Graph
 from nestify.graph.groups import DimGroup
-from nestify.rules import NONLINEAR, POOLS, op_name
+from nestify.rules import facts_of
 from nestify.space import Unit
 from nestify.space.draw_laws import DRAWS
 from nestify.support.arguments import check_fields, one_of, real, whole
@@ -74,7 +74,7 @@ def _hidden(graph: Graph) -> set[Dim]:
     bent: set[Dim] = set()
     residual: set[Dim] = set()
     for node, call in graph.calls.items():
-        if call.op in NONLINEAR:
+        if facts_of(node.target).nonlinear:
             bent.update(_dims(graph, node))
         elif call.op == "add" and _joins_activations(graph, node):
             residual.update(_dims(graph, node))
@@ -116,6 +116,6 @@ def _contractions_behind(graph: Graph, node: fx.Node) -> tuple[list[fx.Node], bo
         if graph.calls[source].macs:
             found.append(source)
             continue
-        pooled |= op_name(source.target) in POOLS
+        pooled |= facts_of(source.target).pools
         stack.extend(source.all_input_nodes)
     return found, pooled

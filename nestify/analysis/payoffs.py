@@ -18,7 +18,7 @@ from nestify.errors import UsageError
 from nestify.graph.cost import Cost, Pricing
 from nestify.graph.graph import Graph
 from nestify.nested.model import NestedModel
-from nestify.rules import CONVOLUTIONS, bind_arguments, shape_of
+from nestify.rules import bind_arguments, facts_of, shape_of
 from nestify.targets import usable_target
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _layers(original: Graph, rewritten: Graph, device: Target) -> Sequence[Layer
     found: list[LayerPayoff] = []
     for node, call in rewritten.calls.items():
         twin = dense.get(node.name)
-        if twin is None or call.op not in CONVOLUTIONS:
+        if twin is None or not facts_of(call.node.target).slides:
             continue
         groups: int = bind_arguments(node)["groups"]
         if groups == bind_arguments(twin)["groups"]:

@@ -6,7 +6,7 @@ import difflib
 
 from torch import fx
 
-from nestify.rules import COPIES, op_name
+from nestify.rules import facts_of, op_name
 
 __all__ = ["align", "calls_of"]
 
@@ -17,7 +17,7 @@ __all__ = ["align", "calls_of"]
 def calls_of(graph: fx.Graph) -> list[fx.Node]:
     """The calls that compute; where memory is laid out anew may differ between two traces."""
     calls = (node for node in graph.nodes if node.op == "call_function")
-    return [node for node in calls if op_name(node.target) not in COPIES]
+    return [node for node in calls if not facts_of(node.target).copies]
 
 
 def align(

@@ -4,7 +4,6 @@ blocks inlined.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -20,15 +19,14 @@ from nestify.capture.autocast import Block, place_in
 from nestify.capture.constants import Constants, is_assertion, is_symbolic, only_asserted
 from nestify.capture.source_lines import source_line
 from nestify.errors import CaptureError
-from nestify.rules import UNDERIVED, bind_arguments, is_mutable, op_name, shape_of
+from nestify.rules import facts_of, is_mutable, op_name, shape_of
+from nestify.rules.canonical import canonical
 from nestify.support.module_tree import first_paths, get_tensor, tensors_of
 
 __all__ = ["Lowered", "drop_unused", "lower"]
 
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _BLOCKS = {"cond": "torch.cond"}
-# Ops that cut a tensor, and the dim that they cut where they have no argument for it.
-_SPLITS = {"chunk": 0, "split": 0, "tensor_split": 0, "vsplit": 0, "hsplit": 1, "dsplit": 2}
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -121,8 +119,8 @@ class _Lowering:
         else:
             node.meta["val"] = self.constants.sized(node.meta["val"])
             _refuse_data_dependent(node)
-            target, args, kwargs = _canonical(node)
-            read = self.detach if op_name(target) in UNDERIVED else self.read
+            target, args, kwargs = canonical(node)
+            read = self.detach if facts_of(target).cuts_gradients else self.read
             args, kwargs = (fx.map_arg(a, read) for a in (args, kwargs))
             made = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
             stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
@@ -260,27 +258,6 @@ def _constants(program: ExportedProgram) -> Iterator[tuple[fx.Node, torch.Tensor
         spec = kinds[node.name]
         if spec.kind == InputKind.CONSTANT_TENSOR:
             yield node, cast(torch.Tensor, program.constants[str(spec.target)])
-
-
-def _canonical(node: fx.Node) -> tuple[Any, Any, Any]:
-    """Spell ops of many forms in the one form that the table has a rule for."""
-    name = op_name(node.target)
-    kwargs = dict(node.kwargs)
-    if name in _SPLITS or name.startswith("unsafe_"):
-        bound = bind_arguments(node)
-        rank = len(shape_of(cast(fx.Node, node.args[0])))
-        dim = min(bound.get("dim", _SPLITS.get(name, 0)), rank - 1)
-        sizes = [int(piece.shape[dim]) for piece in node.meta["val"]]
-        return torch.ops.aten.split_with_sizes.default, (bound["self"], sizes, dim), {}
-    if name == "squeeze":
-        sizes = shape_of(cast(fx.Node, node.args[0]))
-        named = bind_arguments(node).get("dim", tuple(range(len(sizes))))
-        named = [d % len(sizes) for d in (named if isinstance(named, list | tuple) else [named])]
-        ones = [d for d in named if sizes[d] == 1]
-        return torch.ops.aten.squeeze.dims, (node.args[0], ones), {}
-    if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
-        kwargs["scale"] = 1.0 / math.sqrt(shape_of(cast(fx.Node, node.args[0]))[-1])
-    return node.target, node.args, kwargs
 
 
 def drop_unused(graph: fx.Graph) -> None:

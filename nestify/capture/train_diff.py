@@ -19,14 +19,11 @@ from nestify.capture.lowering import Lowered, lower
 from nestify.capture.source_lines import source_line
 from nestify.capture.train_mode import has_own_switch
 from nestify.errors import CaptureError
-from nestify.rules import COPIES, bind_arguments, op_name
+from nestify.rules import STOCHASTIC, bind_arguments, facts_of, mode_argument, op_name
 from nestify.support.module_state import with_own_train
 from nestify.support.module_tree import submodule
 
 __all__ = ["Traced", "TrainingArguments", "training_arguments"]
-
-_SWITCHES = ("train", "training", "use_input_stats")
-_MARKER = "nestify::stochastic"
 
 
 class Traced(NamedTuple):
@@ -75,7 +72,9 @@ def training_arguments(
     Call it where the model is in eval mode, with its stochastic modules marked.
     """
     graph = traced.graph
-    marked = {submodule(model, str(n.args[1])) for n in graph.nodes if op_name(n.target) == _MARKER}
+    marked = {
+        submodule(model, str(n.args[1])) for n in graph.nodes if op_name(n.target) == STOCHASTIC
+    }
     own = {module for module in readers if has_own_switch(module)}
     values = dict(_switches(model, graph, own))
     if not (readers | set(with_own_train(model))) - own - marked:
@@ -101,8 +100,9 @@ def _switches(
     """The mode arguments of the calls that ``modules`` make."""
     for node in graph.nodes:
         if node.op == "call_function" and submodule(model, str(node.meta["path"])) in modules:
-            bound = bind_arguments(node)
-            yield from (((node.name, key), True) for key in _SWITCHES if bound.get(key) is False)
+            switch = mode_argument(node)
+            if switch and bind_arguments(node)[switch] is False:
+                yield (node.name, switch), True
 
 
 def _compare(here: Traced, there: Traced) -> TrainingArguments:
@@ -178,7 +178,7 @@ def _is_node(value: Any) -> bool:
 
 def _source(node: fx.Node) -> fx.Node:
     """What a copy or an alias was made of."""
-    while node.op == "call_function" and op_name(node.target) in COPIES:
+    while node.op == "call_function" and facts_of(node.target).copies:
         node = cast(fx.Node, node.args[0])
     return node
 

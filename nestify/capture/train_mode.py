@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nestify.rules import STOCHASTIC
 from nestify.support.module_state import left_as_found
 
 __all__ = ["has_own_switch", "mark_stochastic", "mode_readers", "modes_in_training"]
@@ -115,7 +116,7 @@ def _register_marker() -> None:
     def fake(x: torch.Tensor, path: str) -> torch.Tensor:
         return torch.empty_like(x)
 
-    torch.library.custom_op("nestify::stochastic", stochastic, mutates_args=()).register_fake(fake)
+    torch.library.custom_op(STOCHASTIC, stochastic, mutates_args=()).register_fake(fake)
 
 
 def _may_be_stochastic(module: nn.Module) -> bool:

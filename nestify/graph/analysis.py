@@ -13,7 +13,7 @@ from nestify.capture.source_lines import source_line
 from nestify.dims import Const, Dim, Expr, Reason, dims_of, fix
 from nestify.graph.free_batch import Batch
 from nestify.graph.graph import Graph
-from nestify.rules import RULES, Call, Dims, fix_numbered, fix_plural, op_name
+from nestify.rules import OPS, Call, Dims, facts_of, fix_numbered, fix_plural, op_name
 
 __all__ = ["analyse"]
 
@@ -52,7 +52,7 @@ def _placeholder_dims(graph: Graph, node: fx.Node) -> Dims:
 
 def _run_rule(graph: Graph, node: fx.Node) -> None:
     call = Call(node, graph.dims)
-    rule = RULES.get(call.op)
+    rule = facts_of(node.target).rule
     problem = f"{call.op} has no rule"
     if rule is not None:
         try:
@@ -81,7 +81,7 @@ def _mismatch(call: Call) -> str:
 def _give_up(node: fx.Node, graph: Graph, problem: str) -> Call:
     """Fix every dim the node touches; its output is as constant as its inputs."""
     fresh = Call(node, graph.dims)
-    why = fresh.why(problem, "form" if fresh.op in RULES else "rule")
+    why = fresh.why(problem, "form" if fresh.op in OPS else "rule")
     for source in fresh.tensors():
         for expr in pytree.tree_leaves(graph.dims[source]):
             fix(expr, why)

@@ -22,7 +22,7 @@ from nestify.graph.graph import Graph
 from nestify.graph.liveness import PresenceDims
 from nestify.graph.peak_memory import peak_changes
 from nestify.graph.polynomials import Algebra, Chunk, times, total
-from nestify.rules import NORMS, Call
+from nestify.rules import Call, facts_of
 
 __all__ = ["CONVENTIONS", "Column", "Convention", "Cost", "Costs", "Pricing"]
 
@@ -159,5 +159,5 @@ def _readers(graph: Graph) -> dict[str, list[fx.Node]]:
 
 def _norm_tensors(graph: Graph) -> Iterator[str]:
     for node, call in graph.calls.items():
-        if call.op in NORMS:
+        if facts_of(call.node.target).scales:
             yield from (str(s.target) for s in node.all_input_nodes if s.op == "get_attr")

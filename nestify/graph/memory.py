@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from typing import Any
 
 from torch import fx, nn
 
 from nestify.graph.graph import Graph
-from nestify.rules import VIEWS, bind_arguments, is_mutable, op_name
+from nestify.rules import bind_arguments, facts_of, is_mutable, schema_views
 
-__all__ = ["roots", "statistics_of", "written", "written_operands"]
-
-_WITH_STATISTICS = ("batch_norm", "instance_norm")
-# Ops that may hand on their operand itself.
-_HANDING_ON = frozenset(
-    "dropout feature_dropout alpha_dropout feature_alpha_dropout contiguous to type_as "
-    "nestify::stochastic".split()
-)
+__all__ = ["roots", "shared_operands", "statistics_of", "written", "written_operands"]
 
 
 def roots(graph: Graph, apart: Container[fx.Node] = ()) -> dict[fx.Node, fx.Node]:
     """The node that each node may share its memory with: itself, or the base of a view or of an op
     that works in place. Those ``apart`` count as memory of their own, whatever they share.
+
+    Of several operands that one call may share memory with, the first base stands for all.
     """
     found: dict[fx.Node, fx.Node] = {}
+    joined: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        source = node.args[0] if node.op == "call_function" and node.args else None
-        name = op_name(node.target)
-        shares = is_mutable(node) or name in VIEWS or name in _HANDING_ON
-        own = node in apart or not shares
-        found[node] = found[source] if isinstance(source, fx.Node) and not own else node
-    return found
+        operands = [] if node in apart else shared_operands(node)
+        first, *others = dict.fromkeys(_last(joined, found[o]) for o in operands) or [node]
+        joined |= dict.fromkeys(others, first)
+        found[node] = first
+    return {node: _last(joined, base) for node, base in found.items()}
+
+
+def _last(joined: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
+    while node in joined:
+        node = joined[node]
+    return node
+
+
+def shared_operands(node: fx.Node, *, always: bool = False) -> list[fx.Node]:
+    """The operands whose memory the result of a call may share, or ``always`` shares."""
+    if node.op != "call_function":
+        return []
+    facts, bound = facts_of(node.target), bind_arguments(node)
+    if always and facts.hands_on:
+        return []
+    named = [_nodes_in(bound[name]) for name in schema_views(node.target)]
+    if facts.views or facts.hands_on:
+        named += [found for value in bound.values() if (found := _nodes_in(value))][:1]
+    return [operand for found in named for operand in found]
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    items = value if isinstance(value, list | tuple) else (value,)
+    return [item for item in items if isinstance(item, fx.Node)]
 
 
 def statistics_of(node: fx.Node) -> list[fx.Node]:
     """The running statistics that a norm reads, and writes in training."""
-    if node.op != "call_function" or op_name(node.target) not in _WITH_STATISTICS:
+    if node.op != "call_function" or not facts_of(node.target).statistics:
         return []
     bound = bind_arguments(node)
     found = (bound["running_mean"], bound["running_var"])

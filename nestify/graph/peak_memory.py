@@ -11,8 +11,9 @@ from torch import fx
 from nestify.dims import Dim
 from nestify.graph.graph import Graph
 from nestify.graph.liveness import PresenceDims, sums_of_blocks
+from nestify.graph.memory import shared_operands
 from nestify.graph.polynomials import Polynomial, times, total
-from nestify.rules import VIEWS, Dims, is_mutable, op_name
+from nestify.rules import Dims
 
 __all__ = ["peak_changes"]
 
@@ -111,8 +112,5 @@ class _Storages:
 
 def _storage_root(node: fx.Node, root: Mapping[fx.Node, fx.Node]) -> fx.Node:
     """The node whose memory this one shares: itself, or the base of a view or in-place op."""
-    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
-        return node
-    if node.args[0] in root and (is_mutable(node) or op_name(node.target) in VIEWS):
-        return root[node.args[0]]
-    return node
+    bases = [root[source] for source in shared_operands(node, always=True) if source in root]
+    return bases[0] if bases else node

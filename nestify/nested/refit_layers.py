@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, fx, nn
 
 from nestify.capture.autocast import blocks_of
-from nestify.rules import CONVOLUTIONS, bind_arguments, op_name
+from nestify.rules import bind_arguments, facts_of
 from nestify.runtime.lockstep import Stop
 from nestify.runtime.program import Program
 
@@ -64,18 +64,6 @@ def layer_calls(program: Program, norms: Collection[fx.Node]) -> dict[fx.Node, L
     return found
 
 
-# By the op: what it calls its input, its weight and its bias, and whether its weight is (inputs,
-# outputs).
-_LAYERS: dict[str, tuple[str, str, str, bool]] = {
-    **dict.fromkeys(("linear", *CONVOLUTIONS), ("input", "weight", "bias", False)),
-    "addmm": ("mat1", "mat2", "self", True),
-    "mm": ("self", "mat2", "", True),
-    "matmul": ("self", "other", "", True),
-}
-# What may flip a matrix; whether it does, shape and strides say.
-_TRANSPOSES = frozenset(("t", "numpy_T", "mT", "transpose", "swapaxes", "swapdims", "permute"))
-
-
 def _norm(node: fx.Node) -> LayerCall | None:
     bound = bind_arguments(node)
     tensors = [_tensor(bound[name]) for name in ("running_mean", "running_var")]
@@ -84,14 +72,15 @@ def _norm(node: fx.Node) -> LayerCall | None:
 
 def _layer(node: fx.Node) -> LayerCall | None:
     """The call of several filters, not under autocast, and if a convolution, on a batch."""
-    bound, op = bind_arguments(node), op_name(node.target)
-    if op not in _LAYERS or blocks_of(node):
+    bound, facts = bind_arguments(node), facts_of(node.target)
+    layer = facts.layer
+    if layer is None or blocks_of(node):
         return None
     if bound.get("beta", 1) != 1 or bound.get("alpha", 1) != 1:  # of addmm
         return None
-    source, weight, bias, turned = _LAYERS[op]
+    source, weight, bias, turned = layer
     matrix, shift = bound[weight].meta["val"], bound.get(bias)
-    ndim = node.meta["val"].ndim if op in CONVOLUTIONS else 2
+    ndim = node.meta["val"].ndim if facts.slides else 2
     if matrix.ndim != ndim or not matrix.is_floating_point():
         return None
     if shift is None:
@@ -111,7 +100,7 @@ def _tensor(operand: fx.Node) -> OwnTensor | None:
     if operand.op == "get_attr":
         return OwnTensor(operand, str(operand.target))
     source = operand.args[0] if operand.args else None
-    if op_name(operand.target) not in _TRANSPOSES or not isinstance(source, fx.Node):
+    if not facts_of(operand.target).permutes or not isinstance(source, fx.Node):
         return None
     if source.op != "get_attr" or len(operand.users) > 1 or source.meta["val"].ndim != 2:
         return None

@@ -8,7 +8,7 @@ Imports: errors, support, dims. Start reading: ``call``, then ``one_liners``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from nestify.rules.call import (
@@ -29,101 +29,58 @@ from nestify.rules.losses import LOSSES
 from nestify.rules.math import MATH
 from nestify.rules.norms import STATISTICS
 from nestify.rules.one_liners import LINES
+from nestify.rules.op import STOCHASTIC, UNKNOWN, Layer, Op, Rule, mode_argument, schema_views
 from nestify.rules.recurrent import RECURRENT
 from nestify.rules.scatter import WRITES
 from nestify.rules.shapes import SHAPES
 from nestify.rules.spectra import SPECTRA
 
 __all__ = [
-    "CONVOLUTIONS",
-    "COPIES",
-    "NONLINEAR",
-    "NORMS",
-    "ORDERED",
-    "PAIRED",
-    "POOLS",
-    "QUIET",
-    "RULES",
-    "STRIDED",
-    "UNDERIVED",
-    "VIEWS",
+    "OPS",
+    "STOCHASTIC",
+    "UNKNOWN",
     "Call",
     "Dims",
+    "Layer",
     "Literal",
+    "Op",
     "bind_arguments",
+    "facts_of",
     "fix_numbered",
     "fix_plural",
     "is_mutable",
+    "mode_argument",
     "op_name",
+    "schema_views",
     "shape_of",
 ]
 
-# Ops whose parameters scale and shift normalised values.
-NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
-
-# Ops that slide a kernel over a map; groups, kernel and channels follow from arguments by name.
-CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv3d"))
-
-# Ops that give another view of their first operand; in-place ops do too, by their schema.
-VIEWS = frozenset(
-    "view _unsafe_view reshape view_as reshape_as flatten ravel unflatten permute transpose "
-    "swapaxes swapdims t numpy_T mT adjoint matrix_H movedim moveaxis squeeze unsqueeze expand "
-    "expand_as broadcast_to slice narrow select diagonal unbind split_with_sizes getitem detach "
-    "alias unfold as_strided real imag view_as_real view_as_complex atleast_1d atleast_2d "
-    "atleast_3d broadcast_tensors".split()
+_TABLES: tuple[Mapping[str, Rule | Op], ...] = (
+    LINES,
+    MATH,
+    LINALG,
+    SPECTRA,
+    STATISTICS,
+    LOSSES,
+    RECURRENT,
+    SHAPES,
+    INDEXING,
+    WRITES,
+    DIAGONALS,
 )
-
-# Ops that read neighbouring values as one: those must lie in memory as torch wants them.
-PAIRED = frozenset(("view_as_complex",))
-
-# Ops that give their operand's values as they are, perhaps in other memory.
-COPIES = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy"))
-
-# Ops that bend: a channel that passes one of these is hidden, not part of a linear stream.
-NONLINEAR = frozenset(
-    "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu mish prelu relu relu6 rrelu selu "
-    "sigmoid silu softplus tanh clamp clamp_min".split()
-)
-
-# Ops under which a channel of zeros (of its weights too) stays finite, has finite gradients, and
-# tells the other channels nothing, unless the op takes statistics over the channels.
-QUIET = frozenset(
-    "conv1d conv2d conv3d linear batch_norm add sub mul neg celu elu gelu hardsigmoid hardswish "
-    "hardtanh leaky_relu mish prelu relu relu6 selu sigmoid silu softplus tanh clamp clamp_min "
-    "alias clone contiguous detach max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d "
-    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean".split()
-)
-
-# Ops that read a tensor by its place in memory: for these the memory format is part of the meaning.
-STRIDED = frozenset(
-    "as_strided as_strided_copy set_ resize resize_as stride storage_offset".split()
-)
-
-# Ops that draw a number for every position, in the order in which those lie in memory, and those
-# that refuse a map with its channels last.
-ORDERED = frozenset(
-    "alpha_dropout bernoulli cauchy dropout exponential geometric log_normal normal rand_like "
-    "randint_like randn_like random uniform max_pool3d max_pool3d_with_indices".split()
-)
-
-# Ops without a derivative, which functions of torch call without gradients.
-UNDERIVED = frozenset(("randint_like",))
-
-# Ops that pool positions into one feature vector.
-POOLS = frozenset(
-    "mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool2d amax".split()
-)
-
-RULES: dict[str, Callable[[Call], Any]] = {
-    **LINES,
-    **MATH,
-    **LINALG,
-    **SPECTRA,
-    **STATISTICS,
-    **LOSSES,
-    **RECURRENT,
-    **SHAPES,
-    **INDEXING,
-    **WRITES,
-    **DIAGONALS,
+OPS: dict[str, Op] = {
+    name: row if isinstance(row, Op) else Op(row)
+    for table in _TABLES
+    for name, row in table.items()
 }
+"""The op table: a row for each op name. A new op is a row and a sample of it."""
+
+
+def facts_of(target: Any) -> Op:
+    """The row of what a node calls; for an op that the table lacks, the safe answers.
+
+    >>> import torch
+    >>> facts_of(torch.ops.aten.relu.default).nonlinear
+    True
+    """
+    return OPS.get(op_name(target), UNKNOWN)

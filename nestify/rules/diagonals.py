@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from nestify.dims import Const, concat, product, resolve
 from nestify.rules.call import Call, Dims
+from nestify.rules.op import Op, Rule
 
 __all__ = ["DIAGONALS"]
 
@@ -96,7 +94,7 @@ def _kron(call: Call) -> None:
     call.out = tuple(product([resolve(x), resolve(y)]) for x, y in zip(a, b, strict=True))
 
 
-DIAGONALS: dict[str, Callable[[Call], Any]] = {
+DIAGONALS: dict[str, Rule | Op] = {
     "diagonal": _diagonal,
     "diag": _diag,
     "fill_diagonal": _fill_diagonal,

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from nestify.dims import Const, Expr, concat, new_dim, product, resolve
 from nestify.rules.call import Call, Dims, op_name
 from nestify.rules.notation import WINDOW
+from nestify.rules.op import Op, Rule, rows
 from nestify.rules.shapes import cut
 
 # --- repeats --------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def _constants(call: Call) -> None:
 _FILLED = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
 _COUNTED = """
 bartlett_window blackman_window cartesian_prod eye fft_fftfreq fft_rfftfreq
-hamming_window hann_window histc kaiser_window linspace logspace meshgrid randperm scalar_tensor
+hamming_window hann_window histc kaiser_window linspace logspace randperm scalar_tensor
 tril_indices triu_indices
 """
 
@@ -259,16 +260,17 @@ def _multinomial(call: Call) -> None:
     call.out = (*dims[:-1], call.constant(call.out_shape[-1], why))
 
 
-INDEXING: dict[str, Callable[[Call], Any]] = {
+INDEXING: dict[str, Rule | Op] = {
     "expand": _expand,
     "expand_as": _expand_as,
     "broadcast_to": _expand,
-    "broadcast_tensors": _broadcast_tensors,
-    **dict.fromkeys(("repeat", "tile"), _repeat),
+    "broadcast_tensors": Op(_broadcast_tensors, views=True),
+    **rows("repeat tile", _repeat),
     "repeat_interleave": _repeat_interleave,
     **{name: _create("size") for name in _FILLED},
     **{name: _create("size") for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
-    **dict.fromkeys(_COUNTED.split(), _constants),
+    **rows(_COUNTED, _constants),
+    **rows("meshgrid", _constants, views=True),
     "arange": _arange,
     "index": _index,
     "index_put": _index_put,
@@ -276,9 +278,9 @@ INDEXING: dict[str, Callable[[Call], Any]] = {
     "gather": _gather,
     "pad": _pad,
     "constant_pad_nd": _pad,
-    **dict.fromkeys(("roll", "flip", "fliplr", "flipud"), _roll),
+    **rows("roll flip fliplr flipud", _roll),
     "rot90": _rot90,
-    "as_strided": _as_strided,
+    "as_strided": Op(_as_strided, strided=True),
     "im2col": _im2col,
     "col2im": _col2im,
     "pixel_unshuffle": _pixel_unshuffle,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from nestify.dims import Const, Expr
 from nestify.rules.call import Call, Dims
+from nestify.rules.op import Op, Rule, rows
 
 __all__ = ["LINALG"]
 
@@ -228,22 +228,22 @@ linalg_lu_factor linalg_matrix_exp linalg_matrix_rank linalg_pinv linalg_qr lina
 linalg_svd linalg_svdvals logdet matrix_exp pinverse qr slogdet svd
 """
 
-LINALG: dict[str, Callable[[Call], Any]] = {
+LINALG: dict[str, Rule | Op] = {
     "addmv": _addmv,
     "addr": _addr,
     "addbmm": _addbmm,
-    **dict.fromkeys(("linalg_vecdot", "vdot"), _vecdot),
+    **rows("linalg_vecdot vdot", _vecdot),
     "tensordot": _tensordot,
-    **dict.fromkeys(("linalg_multi_dot", "chain_matmul"), _chain),
-    **dict.fromkeys(("linalg_matrix_power", "matrix_power"), _matrix_power),
-    **dict.fromkeys(("cross", "linalg_cross"), _cross),
-    **dict.fromkeys(_NORMS.split(), _norm),
+    **rows("linalg_multi_dot chain_matmul", _chain),
+    **rows("linalg_matrix_power matrix_power", _matrix_power),
+    **rows("cross linalg_cross", _cross),
+    **rows(_NORMS, _norm),
     "_weight_norm": _weight_norm,
     "renorm": _renorm,
     "pairwise_distance": _pairwise_distance,
     "cdist": _cdist,
     "pdist": _pdist,
     "dist": _dist,
-    **dict.fromkeys(_DECOMPOSITIONS.split(), _matrix),
-    **dict.fromkeys(("linalg_solve", "linalg_solve_triangular", "cholesky_solve"), _solve),
+    **rows(_DECOMPOSITIONS, _matrix),
+    **rows("linalg_solve linalg_solve_triangular cholesky_solve", _solve),
 }

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import fx
 
 from nestify.dims import Expr
 from nestify.rules.call import Call
+from nestify.rules.op import Op, Rule, rows
 
 __all__ = ["LOSSES"]
 
@@ -53,7 +51,7 @@ def _distances(call: Call) -> None:
     _reduce(call, call.broadcast([tuple(samples), call.dims("target") or ()]))
 
 
-LOSSES: dict[str, Callable[[Call], Any]] = {
+LOSSES: dict[str, Rule | Op] = {
     **dict.fromkeys(
         """
         binary_cross_entropy binary_cross_entropy_with_logits huber_loss kl_div l1_loss mse_loss
@@ -61,6 +59,6 @@ LOSSES: dict[str, Callable[[Call], Any]] = {
         """.split(),
         _pointwise,
     ),
-    **dict.fromkeys(("triplet_margin_loss", "cosine_embedding_loss"), _distances),
+    **rows("triplet_margin_loss cosine_embedding_loss", _distances),
     **dict.fromkeys("cross_entropy_loss nll_loss nll_loss2d nll_loss_nd".split(), _classes),
 }

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import fx
 
 from nestify.dims import Const, Expr, new_dim, product, resolve, tag
 from nestify.rules.call import Call, Dims
+from nestify.rules.op import STOCHASTIC, Layer, Op, Rule, rows
 
 # One name a word; an in-place op (relu_) follows the rule of its plain form.
 _POINTWISE = """
 __and__ __iand__ __ior__ __ixor__ __lshift__ __or__ __rshift__ __xor__ _conj _neg_view _to_copy abs
-absolute acos acosh add addcdiv addcmul alias alpha_dropout angle arccos arccosh arcsin arcsinh
-arctan arctan2 arctanh asin asinh atan atan2 atanh bernoulli binomial bitwise_and bitwise_left_shift
-bitwise_not bitwise_or bitwise_right_shift bitwise_xor cauchy ceil celu clamp clamp_max clamp_min
-clip clone complex conj_physical contiguous copy copysign cos cosh deg2rad detach digamma div divide
-dropout elu empty_like eq erf erfc erfinv exp exp2 expm1 exponential feature_alpha_dropout
-feature_dropout fill fix float_power floor floor_divide fmax fmin fmod frac full_like gcd ge gelu
-geometric greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot i0
-igamma igammac imag isclose isfinite isinf isnan isneginf isposinf isreal lcm ldexp le leaky_relu
-lerp less less_equal lgamma lift_fresh_copy log log10 log1p log2 log_normal log_sigmoid logaddexp
-logaddexp2 logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish
-mul multiply mvlgamma nan_to_num ne neg negative nestify::stochastic nextafter normal not_equal
-ones_like poisson polar polygamma positive pow rad2deg rand_like randint_like randn_like random real
-reciprocal relu relu6 remainder resolve_conj resolve_neg round rrelu rsqrt rsub selu sgn sigmoid
-sign signbit silu sin sinc sinh softplus softshrink special_digamma special_entr special_erf
-special_erfc special_erfcx special_erfinv special_exp2 special_expit special_expm1 special_gammaln
-special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr special_logit
-special_ndtr special_ndtri special_psi special_round special_sinc special_xlog1py special_xlogy
-special_zeta sqrt square sub subtract tan tanh threshold true_divide trunc uniform where xlogy zero
+absolute acos acosh addcdiv addcmul angle arccos arccosh arcsin arcsinh arctan arctan2 arctanh asin
+asinh atan atan2 atanh bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift
+bitwise_xor ceil clamp_max clip complex conj_physical copy copysign cos cosh deg2rad digamma div
+divide empty_like eq erf erfc erfinv exp exp2 expm1 fill fix float_power floor floor_divide fmax
+fmin fmod frac full_like gcd ge greater greater_equal gt hardshrink heaviside hypot i0 igamma
+igammac imag isclose isfinite isinf isnan isneginf isposinf isreal lcm ldexp le lerp less less_equal
+lgamma log log10 log1p log2 log_sigmoid logaddexp logaddexp2 logical_and logical_not logical_or
+logical_xor logit lt masked_fill maximum minimum multiply mvlgamma nan_to_num ne negative nextafter
+not_equal ones_like polar polygamma positive pow rad2deg real reciprocal remainder resolve_conj
+resolve_neg round rsqrt rsub sgn sign signbit sin sinc sinh softshrink special_digamma special_entr
+special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expit special_expm1
+special_gammaln special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr
+special_logit special_ndtr special_ndtri special_psi special_round special_sinc special_xlog1py
+special_xlogy special_zeta sqrt square subtract tan threshold true_divide trunc where xlogy zero
 zeros_like
 """
 
+_ACTIVATIONS = """
+celu clamp clamp_min elu gelu hardsigmoid hardswish hardtanh leaky_relu mish relu relu6 selu sigmoid
+silu softplus tanh
+"""
+_DRAWS = """
+bernoulli binomial cauchy exponential geometric log_normal normal poisson rand_like randn_like
+random uniform
+"""
+
 _PICKS = """
-all amax amin aminmax any argmax argmin kthvalue logsumexp max median min mode nanmedian nanquantile
+all amin aminmax any argmax argmin kthvalue logsumexp max median min mode nanmedian nanquantile
 prod quantile
 """
 _ALONG = """
@@ -296,25 +301,38 @@ def _prelu(call: Call) -> None:
     call.out = dims
 
 
-MATH: dict[str, Callable[[Call], Any]] = {
-    **dict.fromkeys(_POINTWISE.split(), _pointwise),
-    **dict.fromkeys(("to", "type_as"), _same),
-    **dict.fromkeys(("sum", "nansum", "count_nonzero"), _sum),
-    **dict.fromkeys(("mean", "nanmean", "var", "std", "var_mean", "std_mean"), _mean),
-    **dict.fromkeys(_PICKS.split(), _pick),
-    **dict.fromkeys(_ALONG.split(), _along),
+MATH: dict[str, Rule | Op] = {
+    **rows(_POINTWISE, _pointwise),
+    **rows("add sub mul neg", _pointwise, zero_safe=True),
+    **rows(_ACTIVATIONS, _pointwise, zero_safe=True, nonlinear=True),
+    **rows("rrelu", _pointwise, nonlinear=True, memory_order=True),
+    **rows("alias detach clone", _pointwise, copies=True, zero_safe=True),
+    **rows("contiguous", _pointwise, copies=True, hands_on=True, zero_safe=True),
+    **rows("lift_fresh_copy", _pointwise, copies=True),
+    **rows(_DRAWS, _pointwise, memory_order=True),
+    **rows("randint_like", _pointwise, memory_order=True, cuts_gradients=True),
+    **rows("dropout alpha_dropout", _pointwise, hands_on=True, memory_order=True),
+    **rows(f"feature_dropout feature_alpha_dropout {STOCHASTIC}", _pointwise, hands_on=True),
+    **rows("to type_as", _same, hands_on=True),
+    **rows("sum nansum count_nonzero", _sum),
+    **rows("mean", _mean, zero_safe=True, pools=True),
+    **rows("nanmean var std var_mean std_mean", _mean),
+    **rows(_PICKS, _pick),
+    **rows("amax", _pick, pools=True),
+    **rows(_ALONG, _along),
     "topk": _topk,
-    **dict.fromkeys(("tril", "triu"), _triangle),
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul),
-    "addmm": _addmm,
+    **rows("tril triu", _triangle),
+    **rows("matmul", _matmul, layer=Layer("self", "other", turned=True)),
+    **rows("mm", _matmul, layer=Layer("self", "mat2", turned=True)),
+    **rows("bmm mv dot", _matmul),
+    "addmm": Op(_addmm, layer=Layer("mat1", "mat2", "self", turned=True)),
     "baddbmm": _baddbmm,
     "inner": _inner,
     "cosine_similarity": _similarity,
-    **dict.fromkeys(("outer", "ger"), _outer),
-    "einsum": _einsum,
+    **rows("outer ger", _outer),
+    "einsum": Op(_einsum, hands_on=True),
     "scaled_dot_product_attention": _attention,
-    "layer_norm": _trailing_norm,
-    "rms_norm": _trailing_norm,
-    "group_norm": _group_norm,
-    "prelu": _prelu,
+    **rows("layer_norm rms_norm", _trailing_norm, scales=True),
+    **rows("group_norm", _group_norm, scales=True),
+    **rows("prelu", _prelu, zero_safe=True, nonlinear=True),
 }

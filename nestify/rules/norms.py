@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from nestify.dims import dims_of
 from nestify.rules.call import Call
 from nestify.rules.one_liners import CHANNEL_NORM
+from nestify.rules.op import Op, Rule
 
 __all__ = ["STATISTICS"]
 
@@ -39,7 +37,7 @@ def _own(call: Call, switch: str, *, first: int) -> None:
         )
 
 
-STATISTICS: dict[str, Callable[[Call], Any]] = {
-    "batch_norm": _batch_norm,
-    "instance_norm": _instance_norm,
+STATISTICS: dict[str, Rule | Op] = {
+    "batch_norm": Op(_batch_norm, zero_safe=True, scales=True, statistics=True),
+    "instance_norm": Op(_instance_norm, scales=True, statistics=True),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nestify.rules.notation import Line
+from nestify.rules.op import Layer, Op
 
 _CONV_ARGS = ("input", "weight", "bias")
 _NORM_ARGS = ("input", "weight", "bias", "running_mean", "running_var")
@@ -45,11 +46,18 @@ def _window(rank: int, args: tuple[str, ...]) -> Line:
     return Line(f"*b {' '.join(inside)} -> *b {' '.join(outside)}", args)
 
 
-LINES: dict[str, Line] = {
-    **{f"conv{rank}d": _conv(rank) for rank in (1, 2, 3)},
+LINES: dict[str, Line | Op] = {
+    **{
+        f"conv{rank}d": Op(_conv(rank), slides=True, zero_safe=True, layer=Layer(*_CONV_ARGS))
+        for rank in (1, 2, 3)
+    },
     **{f"conv_transpose{rank}d": _conv_transpose(rank) for rank in (1, 2, 3)},
     # A weight may be a vector: then *o stands for no dim.
-    "linear": Line("*b i, *o i, *o -> *b *o", _CONV_ARGS, contracts="i", macs="*b *o i"),
+    "linear": Op(
+        Line("*b i, *o i, *o -> *b *o", _CONV_ARGS, contracts="i", macs="*b *o i"),
+        zero_safe=True,
+        layer=Layer(*_CONV_ARGS),
+    ),
     "bilinear": Line(
         "*b i, *b j, o i j, o -> *b o",
         ("input1", "input2", "weight", "bias"),
@@ -78,16 +86,19 @@ LINES: dict[str, Line] = {
     ),
     "grid_sampler": Line("n c *s, n *t two -> n c *t", ("input", "grid")),
     **{
-        f"{kind}_pool{rank}d": _window(rank, _pool_args)
-        for kind in ("max", "avg")
+        f"max_pool{rank}d": Op(_window(rank, _pool_args), zero_safe=True, memory_order=rank == 3)
         for rank in (1, 2, 3)
     },
     **{
-        f"adaptive_{kind}_pool{rank}d": _window(rank, _pool_args)
-        for kind in ("max", "avg")
+        f"{kind}_pool{rank}d": Op(_window(rank, _pool_args), zero_safe=True, pools=True)
+        for kind in ("avg", "adaptive_avg")
         for rank in (1, 2, 3)
     },
-    **{f"max_pool{rank}d_with_indices": _window(rank, _pool_args) for rank in (2, 3)},
+    **{f"adaptive_max_pool{rank}d": _window(rank, _pool_args) for rank in (1, 2, 3)},
+    **{
+        f"max_pool{rank}d_with_indices": Op(_window(rank, _pool_args), memory_order=rank == 3)
+        for rank in (2, 3)
+    },
     **{
         f"max_unpool{rank}d": Line(
             f"*b {places}, *b {places} -> *b {places.upper()}", ("self", "indices")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import fx
 
 from nestify.dims import Const, Expr, concat, resolve
 from nestify.rules.call import Call, Dims
+from nestify.rules.op import Op, Rule, rows
 
 __all__ = ["RECURRENT"]
 
@@ -119,11 +119,11 @@ def _projection(call: Call, node: fx.Node, positions: Dims, visible: Expr, hidde
     call.macs.append((*positions, visible, hidden))
 
 
-RECURRENT: dict[str, Callable[[Call], Any]] = {
+RECURRENT: dict[str, Rule | Op] = {
     "lstm": _layers(4),
     "gru": _layers(3),
-    **dict.fromkeys(("rnn_tanh", "rnn_relu"), _layers(1)),
+    **rows("rnn_tanh rnn_relu", _layers(1)),
     "lstm_cell": _one_cell(4),
     "gru_cell": _one_cell(3),
-    **dict.fromkeys(("rnn_tanh_cell", "rnn_relu_cell"), _one_cell(1)),
+    **rows("rnn_tanh_cell rnn_relu_cell", _one_cell(1)),
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from nestify.dims import Const, Expr, concat
 from nestify.rules.call import Call, Dims, bind_arguments, op_name
+from nestify.rules.op import Op, Rule, rows
 from nestify.rules.shapes import cut
 
 __all__ = ["WRITES"]
@@ -178,9 +178,9 @@ def _search(call: Call) -> None:
     call.out = values
 
 
-WRITES: dict[str, Callable[[Call], Any]] = {
-    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scatter),
-    **dict.fromkeys(("index_add", "index_copy", "index_fill", "index_reduce"), _index_write),
+WRITES: dict[str, Rule | Op] = {
+    **rows("scatter scatter_add scatter_reduce", _scatter),
+    **rows("index_add index_copy index_fill index_reduce", _index_write),
     "take_along_dim": _take_along,
     "take": _take,
     "masked_scatter": _masked_scatter,
@@ -188,5 +188,5 @@ WRITES: dict[str, Callable[[Call], Any]] = {
     "slice_scatter": _slice_scatter,
     "one_hot": _one_hot,
     "embedding_bag": _embedding_bag,
-    **dict.fromkeys(("bucketize", "searchsorted"), _search),
+    **rows("bucketize searchsorted", _search),
 }

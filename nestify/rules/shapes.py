@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import fx
 
 from nestify.dims import Const, Expr, concat, product, resolve
 from nestify.rules.call import Call, Dims
+from nestify.rules.op import Op, Rule, rows
 
 _OPEN_END = 2**62
 
@@ -286,39 +286,36 @@ def _neighbours(call: Call) -> None:
     )
 
 
-SHAPES: dict[str, Callable[[Call], Any]] = {
-    "view": _view,
-    "reshape": _view,
-    "_unsafe_view": _view,
+SHAPES: dict[str, Rule | Op] = {
+    **rows("view reshape", _view, infers=True),
+    **rows("_unsafe_view", _view, views=True, infers=True),
     "view_as": _view_as,
     "reshape_as": _view_as,
     "flatten": _flatten,
     "ravel": _ravel,
-    "unflatten": _unflatten,
-    "permute": _permute,
-    "transpose": _transpose,
-    "swapaxes": _transpose,
-    "swapdims": _transpose,
-    "t": _reverse,
-    "numpy_T": _reverse,
-    **dict.fromkeys(("mT", "adjoint", "matrix_H"), _transpose_last),
-    **dict.fromkeys(("movedim", "moveaxis"), _movedim),
+    "unflatten": Op(_unflatten, infers=True),
+    **rows("permute", _permute, permutes=True),
+    **rows("transpose swapaxes swapdims", _transpose, permutes=True),
+    **rows("t numpy_T", _reverse, permutes=True),
+    **rows("mT", _transpose_last, permutes=True),
+    **rows("adjoint matrix_H", _transpose_last),
+    **rows("movedim moveaxis", _movedim),
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
-    **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d"), _at_least),
-    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    **rows("atleast_1d atleast_2d atleast_3d", _at_least, views=True),
+    **rows("cat concat concatenate", _cat),
     "hstack": _stack_along(1),
-    **dict.fromkeys(("vstack", "row_stack"), _stack_along(0)),
+    **rows("vstack row_stack", _stack_along(0)),
     "column_stack": _column_stack,
     "dstack": _depth_stack,
     "stack": _stack,
     "split_with_sizes": _split_with_sizes,
     "unbind": _unbind,
-    operator.getitem.__name__: _getitem,
+    operator.getitem.__name__: Op(_getitem, views=True),
     "slice": _slice,
     "narrow": _narrow,
     "select": _select,
-    "glu": _glu,
+    "glu": Op(_glu, nonlinear=True),
     "diff": _neighbours,
     "unfold": _neighbours,
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from nestify.dims import Const
 from nestify.rules.call import Call
+from nestify.rules.op import Op, Rule, rows
 
 __all__ = ["SPECTRA"]
 
@@ -48,14 +48,14 @@ def _stft(call: Call) -> None:
     call.out = (*dims[:lead], *(Const(n) for n in call.out_shape[lead:]))
 
 
-SPECTRA: dict[str, Callable[[Call], Any]] = {
+SPECTRA: dict[str, Rule | Op] = {
     "view_as_real": _view_as_real,
-    "view_as_complex": _view_as_complex,
+    "view_as_complex": Op(_view_as_complex, pairs=True),
     **{
         f"fft_{kind}{rank}": _transform
         for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
         for rank in ("", "2", "n")
     },
-    **dict.fromkeys(("fft_fftshift", "fft_ifftshift"), _transform),
-    **dict.fromkeys(("stft", "istft"), _stft),
+    **rows("fft_fftshift fft_ifftshift", _transform),
+    **rows("stft istft", _stft),
 }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nestify.rules import ORDERED, is_mutable, op_name
+from nestify.rules import facts_of, is_mutable
 
 __all__ = [
     "channels_last",
@@ -111,7 +111,7 @@ def _as_traced(value: Any, source: Any) -> Any:
 
 def reads_in_order(node: fx.Node) -> bool:
     """Whether a call gives something else, or refuses, where channels lie last."""
-    return op_name(node.target) in ORDERED
+    return node.op == "call_function" and facts_of(node.target).memory_order
 
 
 def run_in_order(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from nestify.rules import CONVOLUTIONS, bind_arguments, op_name, shape_of
+from nestify.rules import bind_arguments, facts_of, shape_of
 
 __all__ = ["Window", "by_group", "sampled"]
 
@@ -30,7 +30,7 @@ class Window:
 
     def __init__(self, node: fx.Node) -> None:
         bound = bind_arguments(node)
-        convolves = op_name(node.target) in CONVOLUTIONS
+        convolves = facts_of(node.target).slides
         self.kernel = tuple(map(int, shape_of(bound["weight"])[2:])) if convolves else ()
         self.rank = len(self.kernel)
         self.stride = _spread(bound.get("stride", 1), self.rank)

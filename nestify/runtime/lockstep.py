@@ -13,7 +13,7 @@ from torch import fx, nn
 from nestify.capture.autocast import blocks_of, inside
 from nestify.dims.selection import Keep
 from nestify.graph.graph import Graph
-from nestify.rules import op_name
+from nestify.rules import STOCHASTIC, op_name
 from nestify.runtime.program import Program
 from nestify.support.module_tree import find, place_module, put_tensor, skeleton
 
@@ -141,7 +141,7 @@ def holder(graph: Graph) -> nn.Module:
             copied = nn.Parameter(copied, requires_grad=False)
         put_tensor(root, name, copied)
     for node in graph.calls:
-        if op_name(node.target) == "nestify::stochastic":
+        if op_name(node.target) == STOCHASTIC:
             path = str(node.args[1])
             place_module(root, path, copy.deepcopy(find(model, path)))
     return root

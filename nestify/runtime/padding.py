@@ -12,6 +12,7 @@ Matrices in float32 have no such kernels, and zeros would only cost; in 16 bits 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -20,11 +21,10 @@ from torch.utils import _pytree as pytree
 from nestify.dims import Dim, Expr, all_dims
 from nestify.dims.selection import Keep
 from nestify.graph.graph import Graph
-from nestify.rules import CONVOLUTIONS, QUIET, Call
+from nestify.rules import Call, Op, facts_of
 
 __all__ = ["Room"]
 
-_MATRICES = frozenset(("linear",))
 _LANES = 16
 _SIZES = 16  # of a dim, at most: each is compiled once
 
@@ -48,7 +48,8 @@ class Room:
 
     def __init__(self, graph: Graph) -> None:
         barred = _barred(graph)
-        convolved, multiplied = _met(graph, CONVOLUTIONS), _met(graph, _MATRICES)
+        convolved = _met(graph, lambda op: op.slides)
+        multiplied = _met(graph, lambda op: op.layer is not None and not op.slides)
         self.quanta = {dim: _quantum(dim.size) for dim in convolved - barred}
         self.matrix_quanta = {dim: _quantum(dim.size) for dim in multiplied - convolved - barred}
 
@@ -70,12 +71,12 @@ def _quantum(size: int) -> int:
     return _LANES * math.ceil(size / (_LANES * _SIZES))
 
 
-def _met(graph: Graph, ops: frozenset[str]) -> set[Dim]:
-    """The dims that some call of ``ops`` reads or makes."""
+def _met(graph: Graph, chosen: Callable[[Op], bool]) -> set[Dim]:
+    """The dims that some call of the ops ``chosen`` reads or makes."""
     met = {
         place
-        for node, call in graph.calls.items()
-        if call.op in ops
+        for node in graph.calls
+        if chosen(facts_of(node.target))
         for place in (node, *node.all_input_nodes)
     }
     return all_dims(_exprs([graph.dims[node] for node in met]))
@@ -101,7 +102,7 @@ def _exprs(dims: Any) -> list[Expr]:
 
 def _is_quiet(call: Call) -> bool:
     """Whether channels of zeros stay finite here and leave the others alone."""
-    if call.op not in QUIET:
+    if not facts_of(call.node.target).zero_safe:
         return False
     weight, eps = call.args.get("weight"), call.args.get("eps")
     own = not isinstance(weight, fx.Node) or weight.op == "get_attr"

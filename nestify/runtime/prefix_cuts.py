@@ -23,7 +23,7 @@ from nestify.dims import Dim, Expr, all_dims
 from nestify.graph.graph import Graph
 from nestify.graph.liveness import sums_of_blocks
 from nestify.graph.memory import roots, statistics_of, written_operands
-from nestify.rules import bind_arguments, op_name
+from nestify.rules import STOCHASTIC, bind_arguments, mode_argument, op_name
 from nestify.runtime.program import Program
 from nestify.runtime.run import Bound, reads
 
@@ -33,7 +33,6 @@ _MOST = 24
 _NEAR = 0.01  # of the cost: a cut may lie so much earlier if fewer bytes cross it
 _TRIFLE = 0.02  # of the cost: what starts this late saves nothing
 _ELEMENTWISE = 8  # multiply-accumulates that an element costs which is only read and written
-_SWITCHES = {"train": False, "training": False, "use_input_stats": False}
 _RATES = ("p", "dropout", "dropout_p")
 
 
@@ -229,13 +228,12 @@ def _pure(node: fx.Node, base: dict[fx.Node, fx.Node]) -> bool:
     if not isinstance(node.target, OpOverload):
         return getattr(operator, getattr(node.target, "__name__", ""), None) is node.target
     bound = bind_arguments(node)
-    still = any(bound.get(name) is off for name, off in _SWITCHES.items()) or any(
-        bound.get(name) == 0 for name in _RATES
-    )
+    switch = mode_argument(node)
+    still = (switch and bound[switch] is False) or any(bound.get(rate) == 0 for rate in _RATES)
     if torch.Tag.nondeterministic_seeded in node.target.tags and not still:
         return False
     known = node.target.namespace in ("aten", "torchvision")
-    if not known and op_name(node.target) != "nestify::stochastic":
+    if not known and op_name(node.target) != STOCHASTIC:
         return False
     if statistics_of(node) and not still:
         return False

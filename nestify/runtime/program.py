@@ -22,7 +22,7 @@ from nestify.graph.fixed_batch import FixedBatch
 from nestify.graph.graph import Graph
 from nestify.graph.liveness import bypassed, live_nodes, overwritten
 from nestify.graph.memory import written
-from nestify.rules import STRIDED, Dims, bind_arguments, op_name
+from nestify.rules import STOCHASTIC, Dims, bind_arguments, facts_of, op_name
 from nestify.runtime.channels_last import reads_in_order
 from nestify.runtime.padding import Room
 from nestify.runtime.run import Bound, Frame, Read, Run, Slot, Step, copied, hand_on, reads, run_of
@@ -49,8 +49,7 @@ class Program:
         self.room = Room(graph)
         self._batch = graph.batch if _spells(graph, graph.batch) else None
         self._baked = FixedBatch.of(graph)
-        ops = {call.op for call in graph.calls.values()}
-        self.images = "conv2d" in ops and not ops & STRIDED
+        self.images = _is_of_images(graph)
         last = {source: node for node in graph.nodes for source in node.all_input_nodes}
         frees: dict[fx.Node, list[int]] = {}
         for source, node in last.items():
@@ -63,9 +62,7 @@ class Program:
         output = next(n for n in graph.nodes if n.op == "output")
         followed = {s.path for s in self.steps if s.in_training is not None}
         followed |= {
-            str(node.args[1])
-            for node in graph.calls
-            if op_name(node.target) == "nestify::stochastic"
+            str(node.args[1]) for node in graph.calls if op_name(node.target) == STOCHASTIC
         }
         self.frame = Frame(
             self.slots,
@@ -317,6 +314,12 @@ class _Kept:
                 self._known.clear()
             self._known[sizes] = found
         return found
+
+
+def _is_of_images(graph: Graph) -> bool:
+    """Whether maps may run with channels last: nothing reads them by their place in memory."""
+    read_by_place = any(facts_of(node.target).strided for node in graph.calls)
+    return any(call.op == "conv2d" for call in graph.calls.values()) and not read_by_place
 
 
 def _spells(graph: Graph, dim: Dim | None) -> bool:

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from nestify.capture.autocast import Block, inside
 from nestify.dims.selection import Keep, Plan, cut, put
-from nestify.rules import PAIRED, Dims, bind_arguments, op_name
+from nestify.rules import STOCHASTIC, Dims, bind_arguments, op_name
 from nestify.runtime.channels_last import (
     channels_last,
     contiguous,
@@ -370,11 +370,11 @@ def _recurrent(run: Run, step: Step, args: list[Any]) -> Any:
 
 
 _RUNS: dict[str, Callable[..., Any]] = {
-    "nestify::stochastic": _stochastic,
+    STOCHASTIC: _stochastic,
     "batch_norm": _batch_norm,
     "view": _view,
     "view_as": _view,
-    **dict.fromkeys(PAIRED, _paired),
+    "view_as_complex": _paired,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }
 

@@ -16,7 +16,7 @@ from torch import fx
 
 from nestify.graph.dominators import immediate_dominators
 from nestify.graph.graph import Graph
-from nestify.rules import CONVOLUTIONS, Call, shape_of
+from nestify.rules import Call, facts_of, shape_of
 
 __all__ = ["Spatial", "embeddings", "find_spatial", "joins_activations"]
 
@@ -53,7 +53,7 @@ def find_spatial(graph: Graph) -> tuple[Spatial, ...]:
     """
     calls: dict[str, list[fx.Node]] = {}
     for node, call in graph.calls.items():
-        if call.op in CONVOLUTIONS and not _is_pointwise(call) and call.args["groups"] == 1:
+        if facts_of(node.target).slides and not _is_pointwise(call) and call.args["groups"] == 1:
             calls.setdefault(_operand(call, "weight").name, []).append(node)
     behind, levels = _behind_convolution(graph), _levels(graph)
     later = [nodes for nodes in calls.values() if all(node in behind for node in nodes)]
@@ -137,7 +137,7 @@ def _behind_convolution(graph: Graph) -> set[fx.Node]:
 
 
 def _convolves(graph: Graph, node: fx.Node) -> bool:
-    return node in graph.calls and graph.calls[node].op in CONVOLUTIONS
+    return node in graph.calls and facts_of(node.target).slides
 
 
 def _before_contraction(graph: Graph) -> set[fx.Node]:
@@ -173,7 +173,7 @@ def _ends_mixed(graph: Graph, reader: fx.Node, known: dict[fx.Node, bool]) -> bo
 
 def _mixes(call: Call) -> bool:
     """Whether a call makes each output of all channels of a position: the embedding."""
-    if call.op in CONVOLUTIONS:
+    if facts_of(call.node.target).slides:
         return _is_pointwise(call) and call.args["groups"] == 1
     return call.op == "linear"
 
@@ -187,7 +187,7 @@ class _Place(NamedTuple):
 
 def _levels(graph: Graph) -> dict[fx.Node, int]:
     """For each node, the number of changes of resolution on the way to it."""
-    ranks = [len(shape_of(n)) for n, c in graph.calls.items() if c.op in CONVOLUTIONS]
+    ranks = [len(shape_of(n)) for n, c in graph.calls.items() if facts_of(c.node.target).slides]
     rank = max(ranks, default=4)
     places: dict[fx.Node, _Place] = {}
     for node in graph.nodes:

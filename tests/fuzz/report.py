@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from nestify.rules import RULES
+from nestify.rules import OPS
 from tests.fuzz.chunks import Settings, Tally
 from tests.fuzz.table import NOT_REACHED
 
@@ -15,7 +15,7 @@ __all__ = ["as_data", "as_text"]
 
 def as_data(settings: Settings, tally: Tally, seconds: float, code: str) -> dict[str, Any]:
     """Every figure of the report."""
-    covered = sorted(set(tally.ops) & set(RULES))
+    covered = sorted(set(tally.ops) & set(OPS))
     return {
         "seed": settings.seed,
         "code": code,
@@ -23,11 +23,11 @@ def as_data(settings: Settings, tally: Tally, seconds: float, code: str) -> dict
         "outcomes": dict(tally.outcomes),
         "elastic_groups": tally.groups,
         "comparisons": tally.comparisons,
-        "rules": len(RULES),
+        "rules": len(OPS),
         "rules_covered": len(covered),
-        "rules_not_covered": sorted(set(RULES) - set(tally.ops)),
-        "rules_not_reached_by_design": {k: v for k, v in NOT_REACHED.items() if k in RULES},
-        "rules_met_by_elastic_dims": len(set(tally.elastic) & set(RULES)),
+        "rules_not_covered": sorted(set(OPS) - set(tally.ops)),
+        "rules_not_reached_by_design": {k: v for k, v in NOT_REACHED.items() if k in OPS},
+        "rules_met_by_elastic_dims": len(set(tally.elastic) & set(OPS)),
         "op_pairs_covered": len(tally.pairs),
         "onnxruntime": dict(tally.onnx),
         "no_onnx_form": dict(tally.no_form),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nestify.rules import RULES
+from nestify.rules import OPS
 from nestify.rules.notation import Line, parse
 from tests.fuzz.algebra_forms import ALGEBRA_FORMS
 from tests.fuzz.batch_forms import BATCH_FORMS
@@ -59,8 +59,8 @@ def portable(name: str) -> bool:
     """Whether a form belongs to models for onnxruntime."""
     if name in ALGEBRA_FORMS or op_of(name).startswith(("special_", "fft_", "nan")):
         return op_of(name) in _IN_ONNX.split()
-    rule = RULES.get(op_of(name))
-    random = rule is RULES["relu"] and _is_random(op_of(name))
+    row = OPS.get(op_of(name))
+    random = row is not None and row.rule is OPS["relu"].rule and _is_random(op_of(name))
     return name not in _NO_ONNX.split() and not random
 
 
@@ -77,7 +77,7 @@ def form_table() -> dict[str, Form]:
     """Every form by name, for the rules as they stand now."""
     table = {**MATH_FORMS, **SPACE_FORMS, **SHAPE_FORMS, **ALGEBRA_FORMS, **BATCH_FORMS}
     named = {op_of(name) for name in table}
-    for op in RULES:
+    for op in OPS:
         if op not in named and (form := derived(op)) is not None:
             table[op] = form
     return {**table, **WRAPS, **SCALES}
@@ -85,11 +85,11 @@ def form_table() -> dict[str, Form]:
 
 def derived(op: str) -> Form | None:
     """The form that the rule of ``op`` gives away, or None."""
-    rule = RULES[op]
+    rule = OPS[op].rule
     schemas = _schemas(op)
     if isinstance(rule, Line):
         return next(filter(None, (_from_line(op, rule, schema) for schema in schemas)), None)
-    if rule is RULES["relu"]:
+    if rule is OPS["relu"].rule:
         return next(filter(None, (_pointwise(op, schema) for schema in schemas)), None)
     return None
 

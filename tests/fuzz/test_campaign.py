@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 import nestify
 from nestify.errors import ArtifactError, VerificationError
 from nestify.nested import model as nested
-from nestify.rules import RULES
+from nestify.rules import OPS
 from tests.fuzz import __main__ as program
 from tests.fuzz import campaign as campaigns
 from tests.fuzz.build import build, example_inputs, model_of
@@ -54,7 +55,7 @@ def test_models_obey_the_laws(part: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_found_and_shrunk(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     op, rule = FAULTS[fault]
-    monkeypatch.setitem(RULES, op, rule)
+    monkeypatch.setitem(OPS, op, replace(OPS[op], rule=rule))
     settings = Settings(seed=1, focus=(op,))
     for index in range(60):
         spec, _ = model_spec(settings, index, FORMS)
@@ -80,7 +81,7 @@ def test_a_mismatch_is_written_as_a_script_that_runs(
 ) -> None:
     """The script holds no fault of its own: with the rules as they are it ends well."""
     op, rule = FAULTS["split sizes not respelled"]
-    monkeypatch.setitem(RULES, op, rule)
+    monkeypatch.setitem(OPS, op, replace(OPS[op], rule=rule))
     settings = Settings(seed=1, focus=(op,), onnx_every=0, scripts=str(tmp_path))
     tally = run_chunk(settings, range(6))
     assert tally.mismatches
@@ -93,10 +94,13 @@ def test_a_mismatch_is_written_as_a_script_that_runs(
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("checked; onnxruntime: equal")
     planted = script.with_name("planted.py")
-    broken = "    RULES['split_with_sizes'] = FAULTS['split sizes not respelled'][1]\n    replay("
+    broken = "    rule = FAULTS['split sizes not respelled'][1]\n"
+    broken += (
+        "    OPS['split_with_sizes'] = replace(OPS['split_with_sizes'], rule=rule)\n    replay("
+    )
     text = script.read_text().replace("    replay(", broken)
-    imports = "import sys\nsys.path.insert(0, '.')\n"
-    imports += "from nestify.rules import RULES\nfrom tests.laws.test_faults import FAULTS\n"
+    imports = "import sys\nsys.path.insert(0, '.')\nfrom dataclasses import replace\n"
+    imports += "from nestify.rules import OPS\nfrom tests.laws.test_faults import FAULTS\n"
     planted.write_text(imports + text)
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -14,7 +14,7 @@ from torch import fx, nn
 from nestify.capture.captured import Capture, capture
 from nestify.dims import Const, Dim, dims_of, new_dim
 from nestify.dims.selection import Keep
-from nestify.rules import RULES, Call, bind_arguments, fix_numbered, fix_plural
+from nestify.rules import Call, bind_arguments, facts_of, fix_numbered, fix_plural
 
 Tensors = list[torch.Tensor]
 
@@ -98,7 +98,9 @@ class Analysis:
                 self.dims[node] = tuple(new_dim(int(n)) for n in shape)
             elif node.op == "call_function":
                 call = self.calls[node] = Call(node, self.dims)
-                RULES[call.op](call)
+                rule = facts_of(node.target).rule
+                assert rule is not None, call.op
+                rule(call)
                 self.dims[node] = call.out
         fix_numbered(self.calls.values())
         fix_plural(self.calls.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nestify.dims import dims_of
 from nestify.dims.selection import Keep
-from nestify.rules import RULES
+from nestify.rules import OPS
 from tests.laws.harness import (
     Analysis,
     Sample,
@@ -29,12 +28,7 @@ REWRITTEN = set("chunk split tensor_split hsplit vsplit dsplit unsafe_chunk unsa
 DROPPED = {"_assert_tensor_metadata"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _double_precision() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def op_of(name: str) -> str:
@@ -42,17 +36,17 @@ def op_of(name: str) -> str:
 
 
 def test_every_rule_has_a_sample() -> None:
-    assert set(RULES) - {op_of(name) for name in SAMPLES} == set()
+    assert set(OPS) - {op_of(name) for name in SAMPLES} == set()
 
 
 def test_samples_are_of_known_ops() -> None:
-    assert {op_of(name) for name in SAMPLES} - set(RULES) == REWRITTEN
+    assert {op_of(name) for name in SAMPLES} - set(OPS) == REWRITTEN
 
 
 def test_the_vocabulary_of_public_models_is_covered() -> None:
     names = Path(__file__).with_name("vocabulary.txt").read_text().split()
     assert len(names) > 100
-    assert set(names) - set(RULES) - REWRITTEN - DROPPED == set()
+    assert set(names) - set(OPS) - REWRITTEN - DROPPED == set()
 
 
 @pytest.mark.parametrize("name", SAMPLES)

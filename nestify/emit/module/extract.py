@@ -11,7 +11,7 @@ value of eval.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, cast
 
 import torch
@@ -29,7 +29,8 @@ from nestify.errors import UsageError
 from nestify.graph.fixed_batch import FixedBatch
 from nestify.graph.graph import Graph
 from nestify.graph.liveness import bypassed, live_nodes, overwritten
-from nestify.rules import PAIRED, VIEWS, bind_arguments, op_name
+from nestify.graph.memory import roots, written_operands
+from nestify.rules import bind_arguments, facts_of, op_name
 from nestify.support.module_tree import put_tensor, refuse_names, tensors_of
 
 __all__ = ["emit", "module_tree", "norm_paths"]
@@ -112,7 +113,7 @@ class _Emitter:
         self.spelling = Spelling(graph, keep, self.graph)
         self.blocks = BlockWriter(self.graph, self.spelling.device_type)
         self.new: dict[fx.Node, fx.Node] = {}
-        self.reshaped = set(_views_that_may_copy(graph.nodes))
+        self.reshaped = set(_views_that_may_copy(graph))
 
     def run(self) -> None:
         bypass = bypassed(self.source, self.keep)
@@ -155,7 +156,7 @@ class _Emitter:
         args, kwargs = self.spelling.call(node)
         args, kwargs = fx.map_arg(args, self.read), fx.map_arg(kwargs, self.read)
         target = torch.ops.aten.reshape.default if node in self.reshaped else node.target
-        if op_name(node.target) in PAIRED:  # a smaller operand may start between two of a pair
+        if facts_of(node.target).pairs:  # a smaller operand may start between two of a pair
             packed: dict[str, Any] = {"memory_format": torch.contiguous_format}
             args = (self.graph.call_function(torch.ops.aten.clone.default, tuple(args), packed),)
         return self.graph.create_node("call_function", target, args, kwargs, name=node.name)
@@ -177,20 +178,13 @@ class _Emitter:
             self.graph.set_codegen(_PyTreeCodeGen(info))
 
 
-def _views_that_may_copy(nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+def _views_that_may_copy(graph: Graph) -> Iterator[fx.Node]:
     """Views of what nothing writes in place. A smaller net may hold the same tensor in another
     order in memory (attention with heads of width one does), where a view must be a copy.
     """
-    base: dict[fx.Node, fx.Node] = {}
-    written: set[fx.Node] = set()
-    for node in nodes:
-        source = node.args[0] if node.op == "call_function" and node.args else None
-        mutates = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
-        shares = mutates or op_name(node.target) in VIEWS
-        base[node] = base[source] if shares and isinstance(source, fx.Node) else node
-        if mutates:
-            written.add(base[node])
-    for node in nodes:
+    base = roots(graph)
+    written = {base[operand] for node in graph.nodes for operand in written_operands(node)}
+    for node in graph.nodes:
         if node.target is torch.ops.aten.view.default and base[node] not in written:
             yield node
 

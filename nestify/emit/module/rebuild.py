@@ -14,7 +14,7 @@ from nestify.dims.selection import Keep
 from nestify.emit.module.layers import MODULES, build_module, dropout_module
 from nestify.emit.module.size_literals import Spelling
 from nestify.graph.graph import Graph
-from nestify.rules import bind_arguments, op_name
+from nestify.rules import STOCHASTIC, bind_arguments, op_name
 from nestify.support.module_tree import (
     children,
     find,
@@ -78,7 +78,7 @@ class Rebuilder:
         it.
         """
         name = op_name(node.target)
-        if name == "nestify::stochastic":
+        if name == STOCHASTIC:
             return self._stochastic(node)
         if name in MODULES:
             return self._with_tensors(node, spelling.arguments(node))

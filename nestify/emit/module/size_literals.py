@@ -16,11 +16,9 @@ from nestify.dims import Const, Dim, Expr, Product, resolve
 from nestify.dims.fold import Fold
 from nestify.dims.selection import Keep
 from nestify.graph.graph import Graph
-from nestify.rules import bind_arguments, op_name
+from nestify.rules import bind_arguments, facts_of
 
 __all__ = ["Spelling"]
-
-_VIEWS = ("view", "reshape", "_unsafe_view", "unflatten")
 
 
 class Spelling:
@@ -63,7 +61,7 @@ class Spelling:
             v if e is None or i in free else self.keep.literal(v, e)
             for i, (v, e) in enumerate(zip(value, expr, strict=True))
         ]
-        if len(free) == 1 and -1 not in value and op_name(node.target) in _VIEWS:
+        if len(free) == 1 and -1 not in value and facts_of(node.target).infers:
             sizes[free[0]] = -1
             return sizes
         for i in free:
