@@ -46,7 +46,7 @@ from nestify.graph.analysis import analyse
 from nestify.graph.cost import Pricing
 from nestify.graph.graph import Graph
 from nestify.nested.model import NestedModel
-from nestify.passes import parse_recipe
+from nestify.passes import apply_passes, parse_recipe
 
 REPEATS = 5
 PEER_LIMIT = 120.0  # seconds that the peer gets for one model
@@ -67,8 +67,7 @@ def analysis(captured: Capture) -> Graph:
 
 def rewrite(graph: Graph) -> NestedModel:
     """The nested model, every group a choice."""
-    for step in parse_recipe(RECIPE):
-        graph = step.apply(graph)
+    graph = apply_passes(graph, parse_recipe(RECIPE))
     return NestedModel(graph, graph.units, RECIPE)
 
 

@@ -17,7 +17,15 @@ from nestify.graph.analysis import analyse
 from nestify.graph.cost import Cost, Pricing
 from nestify.graph.graph import Graph
 from nestify.nested.model import NestedModel
-from nestify.passes import Pass, calibrated, parse_recipe, without_data
+from nestify.passes import (
+    NO_DATA,
+    Data,
+    Pass,
+    apply_passes,
+    data_for,
+    parse_recipe,
+    without_data,
+)
 from nestify.runtime.capture_check import check_example, with_faithful_batch
 
 __all__ = ["estimate", "remade", "trace", "transform"]
@@ -132,8 +140,9 @@ def transform(
         UsageError: an unknown recipe or option, or a recipe that finds nothing to do.
         CaptureError: the model cannot be captured.
     """
-    passes = calibrated(parse_recipe(recipe), calibration, loss)
-    return _nested(model, recipe, passes, example_inputs, example_kwargs)
+    passes = parse_recipe(recipe)
+    data = data_for(passes, calibration, loss)
+    return _nested(model, recipe, passes, data, example_inputs, example_kwargs)
 
 
 def remade(
@@ -144,19 +153,18 @@ def remade(
 ) -> NestedModel:
     """What :func:`transform` made of ``model`` with any data, but for the values of its tensors."""
     passes = without_data(parse_recipe(recipe))
-    return _nested(model, recipe, passes, example_inputs, example_kwargs)
+    return _nested(model, recipe, passes, NO_DATA, example_inputs, example_kwargs)
 
 
 def _nested(
     model: nn.Module,
     recipe: str,
     passes: Sequence[Pass],
+    data: Data,
     example_inputs: tuple[Any, ...] | None,
     example_kwargs: Mapping[str, Any] | None,
 ) -> NestedModel:
-    graph = trace(model, example_inputs, example_kwargs)
-    for step in passes:
-        graph = step.apply(graph)
+    graph = apply_passes(trace(model, example_inputs, example_kwargs), passes, data)
     if not graph.units and not graph.changes:
         found = ", ".join(sorted({group.kind for group in graph.groups})) or "none"
         raise UsageError(

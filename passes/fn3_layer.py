@@ -10,11 +10,15 @@ from typing import ClassVar
 
 from nestify.graph.graph import Graph
 from nestify.graph.groups import Block
+from nestify.graph.moves import one_by_one
+from nestify.passes.protocol import Data, Role
 from nestify.rules import shape_of
 from nestify.space import Unit
 from nestify.support.arguments import check_fields, one_of, real, whole
 
 __all__ = ["Fn3Layer"]
+
+_DRAW = "uniform-mixture"  # an octave of widths is a share of the cost; an octave of depths is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Fn3Layer:
     """
 
     name: ClassVar[str] = "fn3-layer"
+    role: ClassVar[Role] = "chooses"
     core: float = 0.0
     step: int = 1
     per: str = "net"
@@ -42,13 +47,14 @@ class Fn3Layer:
         per = one_of("net", "stage")
         check_fields(self, f"pass {self.name}", core=real(0, 1), step=whole(1), per=per)
 
-    def apply(self, graph: Graph) -> Graph:
+    def apply(self, graph: Graph, data: Data) -> Graph:
         """Add this pass's units to the search space of ``graph``."""
         taken = {group.name for group in graph.groups}
         stacks: dict[str, tuple[Block, ...]] = {}
         for blocks in (found for found in self._stacks(graph) if len(found) > 1):
             stacks[_name(blocks, taken | stacks.keys(), self.per)] = blocks
-        return graph.with_units([self._unit(n, len(b)) for n, b in stacks.items()], stacks)
+        moves = {name: one_by_one([b.presence for b in found]) for name, found in stacks.items()}
+        return graph.with_units([self._unit(n, len(b)) for n, b in stacks.items()], moves)
 
     def _stacks(self, graph: Graph) -> Iterator[tuple[Block, ...]]:
         if self.per == "net":
@@ -60,7 +66,7 @@ class Fn3Layer:
             yield tuple(blocks)
 
     def _unit(self, name: str, count: int) -> Unit:
-        return Unit(name, "layer", count, max(1, math.ceil(self.core * count)), self.step)
+        return Unit(name, "layer", count, max(1, math.ceil(self.core * count)), self.step, _DRAW)
 
 
 def _name(blocks: tuple[Block, ...], taken: set[str], per: str) -> str:

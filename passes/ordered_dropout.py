@@ -18,6 +18,7 @@ from torch import fx
 from nestify.dims import Dim, dims_of
 from nestify.graph.graph import Graph
 from nestify.graph.groups import DimGroup
+from nestify.passes.protocol import Data, Role
 from nestify.rules import facts_of
 from nestify.space import Unit
 from nestify.space.draw_laws import DRAWS
@@ -39,6 +40,7 @@ class OrderedDropout:
 
     name: ClassVar[str]
     kind: ClassVar[str]
+    role: ClassVar[Role] = "chooses"
     core: float = 0.0
     step: int = 1
     where: str = "hidden"
@@ -54,7 +56,7 @@ class OrderedDropout:
             draw=one_of(*DRAWS),
         )
 
-    def apply(self, graph: Graph) -> Graph:
+    def apply(self, graph: Graph, data: Data) -> Graph:
         """Add this pass's units to the search space of ``graph``."""
         hidden = _hidden(graph) if self.where == "hidden" else None
         return graph.with_units(

@@ -7,11 +7,11 @@ from typing import Any
 
 from nestify import NestedModel
 from nestify.graph.graph import Graph
-from nestify.passes import calibrated, parse_recipe
+from nestify.passes import apply_passes, data_for, parse_recipe
 
 
 def applied(graph: Graph, recipe: str, calibration: Iterable[Any] | None = None) -> NestedModel:
     """Apply the passes of ``recipe``; ``graph`` stays as it is."""
-    for step in calibrated(parse_recipe(recipe), calibration):
-        graph = step.apply(graph)
+    passes = parse_recipe(recipe)
+    graph = apply_passes(graph, passes, data_for(passes, calibration))
     return NestedModel(graph, graph.units, recipe)

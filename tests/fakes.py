@@ -27,7 +27,9 @@ class FakeNested(nn.Module):
         self.weight = nn.Parameter(torch.zeros(2))
         self.space = SearchSpace(tuple(units))
         self.recipe = "fake"
-        self.graph = SimpleNamespace(original=None, nodes=(), calls={}, batch=None, stacks={})
+        self.graph = SimpleNamespace(
+            original=None, nodes=(), calls={}, batch=None, moves={}, droppable=()
+        )
         self.example_inputs = (torch.zeros(1),)
         self.cuts = SimpleNamespace(before={})
         self.example_kwargs: dict[str, Any] = {}

@@ -27,7 +27,7 @@ from nestify.graph.cost import Pricing
 from nestify.graph.dominators import immediate_dominators
 from nestify.graph.graph import Graph
 from nestify.graph.polynomials import Algebra, Chunk, total
-from nestify.passes import parse_recipe
+from nestify.passes import apply_passes, parse_recipe
 from nestify.runtime.prefix_cuts import Cuts
 from nestify.runtime.program import Program
 
@@ -51,7 +51,7 @@ def calls_in(work: Callable[[], Any]) -> int:
 
 def layered(graph: Graph) -> Graph:
     """The graph with a unit for its depth, if it has residual blocks."""
-    return parse_recipe("fn3-layer")[0].apply(graph)
+    return apply_passes(graph, parse_recipe("fn3-layer"))
 
 
 def half(graph: Graph) -> Keep:
@@ -76,7 +76,7 @@ STAGES: dict[str, Callable[[Graph], Any]] = {
     "coverage": lambda graph: graph.coverage,
     "blocks": lambda graph: graph.blocks,
     "pricing": lambda graph: Pricing(graph).costs({}, 1),
-    "units": lambda graph: parse_recipe("fn3-channel")[0].apply(graph),
+    "units": lambda graph: apply_passes(graph, parse_recipe("fn3-channel")),
     "pricing of layers": lambda graph: Pricing(layered(graph)).costs({}, 1),
     "a program of half the layers": lambda graph: Program(layered(graph)).bind(half(graph), 2),
     "program": lambda graph: Program(graph).bind(Keep({}), 2),

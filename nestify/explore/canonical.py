@@ -27,12 +27,15 @@ class Alike:
 
     def __init__(self, nested: NestedModel) -> None:
         self._nested = nested
-        self._stacks = [name for name in nested.graph.stacks if name in nested.space.by_name]
-        self._absent: dict[tuple[int, ...], dict[str, int]] = {}  # by the depths of the stacks
+        presences = {block.presence for block in nested.graph.droppable}
+        moves = nested.graph.moves.items()
+        self._depths = [name for name, moved in moves if presences & moved.keys()]
+        self._widths = {name: moved for name, moved in moves if not presences & moved.keys()}
+        self._absent: dict[tuple[int, ...], dict[str, int]] = {}  # by the depths
 
     def __call__(self, subnet: Subnet) -> Subnet:
         """The one that stands for ``subnet``, which names every unit."""
-        depths = tuple(subnet[name] for name in self._stacks)
+        depths = tuple(subnet[name] for name in self._depths)
         if depths not in self._absent:
             self._absent[depths] = self._least(subnet)
         absent = self._absent[depths]
@@ -41,10 +44,13 @@ class Alike:
     def _least(self, subnet: Subnet) -> dict[str, int]:
         """The least sizes of the units that nothing computes with at these depths."""
         graph, units = self._nested.graph, self._nested.space.by_name
-        bypass = bypassed(graph, self._nested.keep(subnet)) if self._stacks else {}
+        bypass = bypassed(graph, self._nested.keep(subnet)) if self._depths else {}
         if not bypass:
             return {}
         live = live_nodes(graph, bypass)
         there = all_dims(pytree.tree_leaves([graph.dims.get(node, ()) for node in live]))
-        groups = self._nested.unit_groups.items()
-        return {name: units[name].minimum for name, group in groups if group.dim not in there}
+        return {
+            name: units[name].minimum
+            for name, moved in self._widths.items()
+            if not any(dim in there for dim in moved)
+        }

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from nestify.dims import Const, Dim, Expr, Product, dims_of, resolve
 from nestify.graph.graph import Graph
 
-__all__ = ["Reading", "along", "readings", "weights_read"]
+__all__ = ["Reading", "active_nodes", "along", "readings", "weights_read"]
 
 Size = Callable[[Expr], int]
 
@@ -38,7 +38,7 @@ def readings(graph: Graph) -> list[Reading]:
     Of two operands (queries and keys) the first that depends on the input stands for both: their
     product is gone as soon as one of them is silent.
     """
-    active = _active(graph)
+    active = active_nodes(graph)
     found: list[Reading] = []
     for node in graph.calls:
         gone = _gone(graph, node)
@@ -57,7 +57,7 @@ def weights_read(graph: Graph) -> set[tuple[str, int, Dim]]:
     """(parameter, its dim, Dim) wherever a call sums over a Dim of a parameter, or of what is made
     of parameters alone.
     """
-    active, found = _active(graph), set[tuple[str, int, Dim]]()
+    active, found = active_nodes(graph), set[tuple[str, int, Dim]]()
     for node, call in graph.calls.items():
         gone = _gone(graph, node)
         for source, position in call.contracted if gone else ():
@@ -144,7 +144,7 @@ def _gone(graph: Graph, node: fx.Node) -> set[Dim]:
     return gone
 
 
-def _active(graph: Graph) -> set[fx.Node]:
+def active_nodes(graph: Graph) -> set[fx.Node]:
     """The nodes that depend on an input of the model."""
     found: set[fx.Node] = set()
     for node in graph.nodes:

@@ -16,6 +16,7 @@ from nestify.capture.source_lines import source_line
 from nestify.dims import Const, Dim, Expr, Reason, dims_of, leaves_of, new_dim
 from nestify.errors import UsageError
 from nestify.graph.groups import Block, Change, Coverage, DimGroup, FixedDim, Site
+from nestify.graph.moves import Moves, check_moves, width
 from nestify.graph.naming import GroupNames, kind_of_group
 from nestify.graph.residual_blocks import find_blocks
 from nestify.rules import Call, Dims
@@ -29,9 +30,9 @@ class Graph:
 
     ``dims`` gives each node's dims, ``calls`` what each node's rule found, ``tensor_dims`` the dims
     of each parameter and buffer by name, ``read`` the names of those that a call reads, ``batch``
-    the free batch dim, or None for the ``batch_reason``. ``changes`` says what rewrite passes did,
-    and ``original`` is the graph before the first that made another network of it (None: it is
-    still the same one).
+    the free batch dim, or None for the ``batch_reason``, ``moves`` what each unit decides.
+    ``changes`` says what rewrite passes did, and ``original`` is the graph before the first that
+    made another network of it (None: it is still the same one).
 
     >>> import torch
     >>> from nestify.capture.captured import capture
@@ -54,7 +55,7 @@ class Graph:
         self.units: tuple[Unit, ...] = ()
         self.changes: tuple[Change, ...] = ()
         self.original: Graph | None = None
-        self.stacks: Mapping[str, tuple[Block, ...]] = {}
+        self.moves: dict[str, Moves] = {}
         self.example_batch: Dim | None = None
 
     @property
@@ -156,32 +157,49 @@ class Graph:
         found = find_blocks(self.capture.graph, lambda n: n in calls and bool(calls[n].macs))
         return tuple(Block(b.name, b.entry.name, b.exit.name, b.stays.name, Dim(1)) for b in found)
 
-    def with_units(
-        self, units: Sequence[Unit], stacks: Mapping[str, tuple[Block, ...]] | None = None
-    ) -> Graph:
+    def with_changes(self, changes: Sequence[Change]) -> Graph:
+        """This graph with more notes of what a pass did."""
+        noted = copy.copy(self)
+        noted.changes = (*self.changes, *changes)
+        return noted
+
+    def with_units(self, units: Sequence[Unit], moves: Mapping[str, Moves] | None = None) -> Graph:
         """This graph with more units of the search space; how a pass hands on its choice.
 
-        ``stacks`` gives the blocks of the units that count layers; the last ones are dropped first.
+        ``moves`` says what units move that are not the width of the group of their name.
 
         Raises:
-            UsageError: a group or a block is chosen twice.
+            UsageError: two units decide the same dim, or a table does not fit its unit.
         """
         twice = {u.name for u in self.units} & {u.name for u in units}
         if twice:
             raise UsageError(
                 f"two passes of the recipe choose {', '.join(sorted(twice))}; drop one of them"
             )
-        for name, blocks in (stacks or {}).items():
-            for other, others in self.stacks.items():
-                if {block.exit for block in blocks} & {block.exit for block in others}:
-                    raise UsageError(
-                        f"units {other!r} and {name!r} drop the same blocks: two passes of the "
-                        "recipe choose layers; drop one of them"
-                    )
+        given = moves or {}
+        groups = {group.name: group.dim for group in self.groups}
         chosen = copy.copy(self)
+        vars(chosen).pop("droppable", None)
         chosen.units = (*self.units, *units)
-        chosen.stacks = {**self.stacks, **(stacks or {})}
+        chosen.moves = self.moves | {
+            u.name: given[u.name] if u.name in given else width(groups[u.name]) for u in units
+        }
+        check_moves(chosen.units, chosen.moves)
         return chosen
+
+    @property
+    def width_names(self) -> dict[Dim, str]:
+        """The unit that decides each Dim, presences of blocks apart."""
+        presences = {block.presence for block in self.droppable}
+        return {dim: u for u, moves in self.moves.items() for dim in moves if dim not in presences}
+
+    @cached_property
+    def droppable(self) -> tuple[Block, ...]:
+        """The residual blocks that some unit may drop."""
+        if "blocks" not in vars(self):
+            return ()  # a pass that lets a unit drop blocks has looked for them
+        moved = {dim for moves in self.moves.values() for dim in moves}
+        return tuple(block for block in self.blocks if block.presence in moved)
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters that the graph reads, by name."""

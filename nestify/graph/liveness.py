@@ -31,7 +31,7 @@ ALWAYS: Presence = frozenset([frozenset()])
 
 def sums_of_blocks(graph: Graph) -> dict[fx.Node, tuple[Block, fx.Node]]:
     """The sum of each block that a unit may drop, with the operand that stays without it."""
-    blocks = {block.exit: block for stack in graph.stacks.values() for block in stack}
+    blocks = {block.exit: block for block in graph.droppable}
     if not blocks:
         return {}
     by_name = {node.name: node for node in graph.nodes}
@@ -134,7 +134,7 @@ class PresenceDims:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._when = _presences(graph) if graph.stacks else {}
+        self._when = _presences(graph) if graph.droppable else {}
         self._either: dict[Presence, Dim] = {}
 
     def of(self, *nodes: fx.Node) -> tuple[Dim, ...]:

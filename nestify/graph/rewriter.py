@@ -17,7 +17,6 @@ from torch import fx
 from nestify.capture.autocast import blocks_of, inside, place_in
 from nestify.capture.lowering import drop_unused
 from nestify.dims.selection import Keep
-from nestify.errors import UsageError
 from nestify.graph.analysis import analyse
 from nestify.graph.graph import Graph
 from nestify.graph.groups import Change
@@ -39,18 +38,10 @@ class Rewriter:
     >>> edit.set_argument(next(iter(graph.calls)), "groups", 2)
     >>> edit.finish(()).tensor_dims["weight"][1].size
     2
-
-    Raises:
-        UsageError: the graph has units already, which a rewrite could leave dangling.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.source = graph
-        if graph.units:
-            raise UsageError(
-                f"units were chosen before a rewrite ({graph.units[0].name!r}, ...); put the "
-                "passes that rewrite (root-8) before those that choose units (fn3-channel)"
-            )
         self.graph = fx.Graph()
         self.tensors = dict(graph.capture.tensors)
         self.aliases = dict(graph.capture.aliases)

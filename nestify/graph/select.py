@@ -13,7 +13,8 @@ from nestify.dims import Dim
 from nestify.dims.selection import Keep, check_positions
 from nestify.errors import UsageError
 from nestify.graph.graph import Graph
-from nestify.graph.groups import Block, DimGroup
+from nestify.graph.groups import DimGroup
+from nestify.graph.moves import Moves, width
 from nestify.space import SearchSpace
 from nestify.space.subnet import Subnet, is_size
 
@@ -35,15 +36,15 @@ def keep_of(
     sizes: dict[Dim, int] = {}
     picks: dict[Dim, torch.Tensor] = {}
     for name, kept in subnet.items():
-        stack, group = graph.stacks.get(name), groups.get(name)
-        if stack is not None:
-            sizes |= _kept_blocks(name, stack, kept)
-        elif group is None:
+        if name not in graph.moves and name not in groups:
             space.validate({name: 1})
-        elif is_size(kept):
-            sizes[group.dim] = _in_range(name, group.size, int(kept))
+        moves = graph.moves.get(name) or width(groups[name].dim)
+        if is_size(kept):
+            sizes |= _at_size(name, moves, int(kept))
+        elif all(isinstance(table, range) for table in moves.values()):
+            picks |= {dim: check_positions(name, dim.size, kept) for dim in moves}
         else:
-            picks[group.dim] = check_positions(name, group.size, kept)
+            sizes |= _of_these(name, moves, kept)
     return Keep(sizes, picks)
 
 
@@ -73,7 +74,6 @@ def sizes_of(space: SearchSpace, subnet: Mapping[str, Any]) -> Subnet | None:
 
 def columns_of(
     graph: Graph,
-    groups: Mapping[str, DimGroup],
     space: SearchSpace,
     subnets: Sequence[Mapping[str, int]] | Mapping[str, Any],
 ) -> tuple[dict[Dim, NDArray[np.int64]], int]:
@@ -92,11 +92,8 @@ def columns_of(
     columns: dict[Dim, NDArray[np.int64]] = {}
     for unit in space.units:
         column = np.asarray(sizes.get(unit.name, np.full(count, unit.size)), dtype=np.int64)
-        stack = graph.stacks.get(unit.name)
-        if stack is None:
-            columns[groups[unit.name].dim] = column
-        else:
-            columns |= {b.presence: (column > i).astype(np.int64) for i, b in enumerate(stack)}
+        for dim, table in graph.moves[unit.name].items():
+            columns[dim] = column if isinstance(table, range) else np.asarray(table)[column]
     return columns, count
 
 
@@ -117,16 +114,18 @@ def _checked(
     return found, lengths.pop()
 
 
-def _kept_blocks(name: str, stack: Sequence[Block], kept: Any) -> dict[Dim, int]:
-    """The first blocks, or an explicit set of them."""
-    if is_size(kept):
-        there = set(range(_in_range(name, len(stack), kept)))
-    else:
-        there = set(check_positions(name, len(stack), kept).tolist())
-    return {block.presence: int(i in there) for i, block in enumerate(stack)}
-
-
-def _in_range(name: str, full: int, size: int) -> int:
+def _at_size(name: str, moves: Moves, size: int) -> dict[Dim, int]:
+    full = len(next(iter(moves.values()))) - 1
     if not 1 <= size <= full:
         raise UsageError(f"size {size} of group {name!r} is out of range 1..{full}")
-    return size
+    return {dim: table[size] for dim, table in moves.items()}
+
+
+def _of_these(name: str, moves: Moves, kept: Any) -> dict[Dim, int]:
+    """An explicit set of the things that a unit counts one by one."""
+    if any(dim.size > 1 for dim in moves):
+        raise UsageError(
+            f"unit {name!r} decides several dims together: give its size, not positions"
+        )
+    there = set(check_positions(name, len(moves), kept).tolist())
+    return {dim: int(i in there) for i, dim in enumerate(moves)}

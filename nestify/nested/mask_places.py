@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from nestify.dims import Concat, Const, Dim, Expr, Product, dims_of, product, resolve
 from nestify.errors import UsageError
+from nestify.graph.contractions import active_nodes
 from nestify.graph.graph import Graph
 from nestify.graph.memory import roots, written_operands
 from nestify.rules import op_name
@@ -27,28 +28,28 @@ __all__ = ["Place", "after_activation", "before_norm", "stretched", "weights_beh
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A tensor of the graph that carries a unit in dim ``position``, as part of ``expr``, which
-    repeats for each sample where the batch stands ahead of it. ``reader`` is the one call that
-    reads it, or None where all do.
+    """A tensor of the graph that carries a unit's ``dim`` in dim ``position``, as part of ``expr``,
+    which repeats for each sample where the batch stands ahead of it. ``reader`` is the one call
+    that reads it, or None where all do.
     """
 
     unit: str
+    dim: Dim
     node: fx.Node
     position: int
     expr: Expr
     reader: fx.Node | None = None
 
 
-def after_activation(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
-    """The tensors that some op sums over, for each unit by name: the inputs of the next layers, and
-    their weights, each for one reader.
+def after_activation(graph: Graph, names: Mapping[Dim, str]) -> list[Place]:
+    """The tensors that some op sums over, for each Dim of a unit, with its name: the inputs of the
+    next layers, and their weights, each for one reader.
 
     Raises:
         UsageError: an op takes statistics over a unit, which masks would change.
     """
-    inputs, alone = _activations(graph), _read_alone(graph)
-    found: dict[tuple[fx.Node, int, str, fx.Node | None], Place] = {}
-    names = {dim: name for name, dim in dims.items()}
+    inputs, alone = active_nodes(graph), _read_alone(graph)
+    found: dict[tuple[fx.Node, int, Dim, fx.Node | None], Place] = {}
     for node, call in graph.calls.items():
         for expr in call.normalised:
             for dim in set(dims_of(expr)) & names.keys():
@@ -61,7 +62,7 @@ def after_activation(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
         of = _summed if node in inputs else _operands
         for place in chain.from_iterable(of(graph, node, names).values()):
             reader = node if place.node in alone else None
-            key = place.node, place.position, place.unit, reader
+            key = place.node, place.position, place.dim, reader
             found.setdefault(key, replace(place, reader=reader))
     return list(found.values())
 
@@ -75,9 +76,8 @@ def _read_alone(graph: Graph) -> set[fx.Node]:
     return {node for node in graph.nodes if node.op == "get_attr" or base[node] in dirty}
 
 
-def before_norm(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
+def before_norm(graph: Graph, names: Mapping[Dim, str]) -> list[Place]:
     """The outputs of the layers that make each unit, ahead of what follows them."""
-    names = {dim: name for name, dim in dims.items()}
     return [
         place
         for node, call in graph.calls.items()
@@ -87,25 +87,24 @@ def before_norm(graph: Graph, dims: Mapping[str, Dim]) -> list[Place]:
     ]
 
 
-def weights_behind(graph: Graph, dims: Mapping[str, Dim]) -> list[tuple[str, str, int, Expr]]:
-    """(unit, weight, position, expr) of each weight that is summed with a unit's activations.
+def weights_behind(graph: Graph, names: Mapping[Dim, str]) -> list[Place]:
+    """The weights that are summed with a unit's activations.
 
     Raises:
         UsageError: a unit is summed with no weight that could carry a factor.
     """
-    names = {dim: name for name, dim in dims.items()}
-    found: dict[tuple[str, str, int], Expr] = {}
+    found: dict[tuple[Dim, str, int], Place] = {}
     for node in graph.calls:
-        for unit, places in _summed(graph, node, names).items():
+        for dim, places in _summed(graph, node, names).items():
             weights = [place for place in places if place.node.op == "get_attr"]
             if not weights:
                 raise UsageError(
-                    f"unit {unit!r} cannot be scaled: {op_name(node.target)} sums over it without "
-                    "a weight that could carry the factor; use scaling='none'"
+                    f"unit {names[dim]!r} cannot be scaled: {op_name(node.target)} sums over it "
+                    "without a weight that could carry the factor; use scaling='none'"
                 )
             for place in weights:
-                found[unit, str(place.node.target), place.position] = place.expr
-    return [(unit, weight, at, expr) for (unit, weight, at), expr in found.items()]
+                found[dim, str(place.node.target), place.position] = place
+    return list(found.values())
 
 
 def stretched(expr: Expr, values: Mapping[Dim, torch.Tensor]) -> torch.Tensor:
@@ -132,8 +131,11 @@ def _places(graph: Graph, node: fx.Node, position: int, names: Mapping[Dim, str]
     expr = graph.dims[node][position]
     if isinstance(expr, tuple):
         return []
-    units = dict.fromkeys(names[dim] for dim in dims_of(expr) if dim in names)
-    return [Place(unit, node, position, _of_one_sample(node, unit, expr)) for unit in units]
+    return [
+        Place(names[dim], dim, node, position, _of_one_sample(node, names[dim], expr))
+        for dim in dict.fromkeys(dims_of(expr))
+        if dim in names
+    ]
 
 
 def _of_one_sample(node: fx.Node, unit: str, expr: Expr) -> Expr:
@@ -149,8 +151,8 @@ def _of_one_sample(node: fx.Node, unit: str, expr: Expr) -> Expr:
     return expr
 
 
-def _summed(graph: Graph, node: fx.Node, names: Mapping[Dim, str]) -> dict[str, list[Place]]:
-    """The operands along which a call sums, for each unit that it sums over.
+def _summed(graph: Graph, node: fx.Node, names: Mapping[Dim, str]) -> dict[Dim, list[Place]]:
+    """The operands along which a call sums, for each Dim of a unit that it sums over.
 
     That is not told by its output alone: a layer as wide as what it reads may have one unit on both
     sides, and the values of attention the unit of its keys.
@@ -167,24 +169,15 @@ def _summed(graph: Graph, node: fx.Node, names: Mapping[Dim, str]) -> dict[str, 
     return _operands(graph, node, summed)
 
 
-def _operands(graph: Graph, node: fx.Node, names: Mapping[Dim, str]) -> dict[str, list[Place]]:
-    """The operands along which a call sums that carry these units."""
-    found: dict[str, list[Place]] = {}
+def _operands(graph: Graph, node: fx.Node, names: Mapping[Dim, str]) -> dict[Dim, list[Place]]:
+    """The operands along which a call sums that carry these Dims."""
+    found: dict[Dim, list[Place]] = {}
     for source, at in graph.calls[node].contracted:
         for place in _places(graph, source, at, names):
-            found.setdefault(place.unit, []).append(place)
+            found.setdefault(place.dim, []).append(place)
     return found
 
 
 def _dims_of(dims: Any) -> set[Dim]:
     """All Dims in the dims of a node."""
     return {dim for expr in pytree.tree_leaves(dims) for dim in dims_of(expr)}
-
-
-def _activations(graph: Graph) -> set[fx.Node]:
-    """The nodes that depend on an input of the model."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found

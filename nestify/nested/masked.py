@@ -17,7 +17,6 @@ from nestify.dims import Dim
 from nestify.dims.selection import Keep
 from nestify.emit.module.extract import emit
 from nestify.graph.graph import Graph
-from nestify.graph.groups import DimGroup
 from nestify.graph.liveness import sums_of_blocks
 from nestify.nested.mask_places import Place, after_activation, before_norm, stretched
 from nestify.nested.masked_buffers import Absent, Held
@@ -66,8 +65,6 @@ class _Nested(Protocol):
 
     @property
     def graph(self) -> Graph: ...
-    @property
-    def unit_groups(self) -> dict[str, DimGroup]: ...
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]: ...
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
     def train(self, mode: bool) -> Any: ...
@@ -89,14 +86,12 @@ class MaskedModel(nn.Module):
         super().__init__()
         self._nested = (nested,)  # no child: its parameters are this network's own
         graph = nested.graph
-        units = {name: group.dim for name, group in nested.unit_groups.items()}
-        self._dims: Mapping[str, Dim] = units
         self._places: list[tuple[OrderedDropout, Place]] = []
         self._blocks: list[tuple[OrderedDropout, Dim]] = []
         # Ahead of the norms masks make another network, whose norms are to see their zeros.
         self._absent = Absent(graph, positions=not before)
         self._held: list[Held] = []
-        places = (before_norm if before else after_activation)(graph, units)
+        places = (before_norm if before else after_activation)(graph, graph.width_names)
         tensors = dict(nested.named_tensors())
         device = next(iter(tensors.values())).device
 
@@ -182,7 +177,7 @@ class MaskedModel(nn.Module):
         keep = self.nested.keep(subnet)
         with torch.no_grad():
             for odo, place in self._places:
-                dim = self._dims[place.unit]
+                dim = place.dim
                 places = torch.arange(dim.size, device=odo.mask.device)
                 kept = (places < keep.size(dim)).float()
                 odo.mask.copy_(stretched(place.expr, {dim: kept}))
@@ -192,7 +187,7 @@ class MaskedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskedModel:
         """Copy the nested model and this network on it; share the analysis, which never changes."""
         analysed = [place for _, place in self._places] + [dim for _, dim in self._blocks]
-        for value in (self._absent, self._dims, *analysed):
+        for value in (self._absent, *analysed):
             memo[id(value)] = value
         twin = memo[id(self)] = self.__class__.__new__(self.__class__)
         twin.__dict__ = copy.deepcopy(self.__dict__, memo)

@@ -24,7 +24,6 @@ from nestify.emit.module.extract import emit, module_tree
 from nestify.emit.module.original_class import as_original_class as in_original_class
 from nestify.graph.cost import Column, Costs, Pricing
 from nestify.graph.graph import Graph
-from nestify.graph.groups import DimGroup
 from nestify.graph.select import columns_of, keep_of, sizes_of
 from nestify.nested.activation import Activation
 from nestify.nested.batch_norm import norm_calls, reestimate_batch_norm
@@ -78,8 +77,7 @@ class NestedModel(AdoptedTree):
         self.space = SearchSpace(tuple(units))
         self._groups = {group.name: group for group in graph.groups}
         self.drawn: Subnet | None = None
-        dims = {name: group.dim for name, group in self.unit_groups.items()}
-        self._overlays = Overlays(graph, self.space, dims)
+        self._overlays = Overlays(graph, self.space)
         self._active: Subnet | None = None
         self._program = Program(graph)
         self._bindings = Bindings(self._program)
@@ -185,11 +183,6 @@ class NestedModel(AdoptedTree):
         if statistics and not training:
             self._overlays.follow(self)
         return self._overlays.of(subnet, training, shared, switch, statistics)
-
-    @property
-    def unit_groups(self) -> dict[str, DimGroup]:
-        """The group of each unit that is one: all but stacks of layers."""
-        return {u.name: self._groups[u.name] for u in self.space.units if u.name in self._groups}
 
     @property
     def switchable_norms(self) -> SwitchableNorms | None:
@@ -369,7 +362,7 @@ class NestedModel(AdoptedTree):
 
         ``target`` adds the measured ``latency_ms``.
         """
-        columns, count = columns_of(self.graph, self._groups, self.space, subnets)
+        columns, count = columns_of(self.graph, self.space, subnets)
         costs = self.pricing.costs(columns, count, convention)
         if target is None:
             return costs

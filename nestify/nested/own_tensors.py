@@ -6,6 +6,7 @@ BatchNorm statistics that were re-estimated for it, norms that switch with the s
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cached_property
@@ -13,11 +14,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from nestify.dims import Dim, Expr
 from nestify.dims.selection import Plan, put
 from nestify.errors import UsageError
 from nestify.graph.graph import Graph
-from nestify.nested.mask_places import stretched, weights_behind
+from nestify.nested.mask_places import Place, stretched, weights_behind
 from nestify.nested.switchable_norms import NORM_TENSORS, SwitchableNorms, norm_tensor_names
 from nestify.runtime.tensor_identity import digest
 from nestify.space import SearchSpace, Subnet
@@ -34,8 +34,8 @@ _LIMIT = 64
 class Overlays:
     """What each subnet of a nested model has of its own."""
 
-    def __init__(self, graph: Graph, space: SearchSpace, dims: Mapping[str, Dim]) -> None:
-        self.graph, self.space, self.dims = graph, space, dims
+    def __init__(self, graph: Graph, space: SearchSpace) -> None:
+        self.graph, self.space = graph, space
         self.scaling = "none"
         self._statistics: OrderedDict[Subnet, Mapping[str, torch.Tensor]] = OrderedDict()
         self._tokens: dict[Subnet, Mapping[str, Hashable]] = {}
@@ -77,7 +77,9 @@ class Overlays:
         """
         tokens: dict[str, Hashable] = {}
         if self.scaling != "none":
-            tokens |= {weight: self.scaling for _, weight, _, _ in self._weights_behind}
+            tokens |= dict.fromkeys(
+                (str(p.node.target) for p in self._weights_behind), self.scaling
+            )
         if switch is not None and subnet in switch.subnets:
             tokens |= dict.fromkeys(switch.of(subnet), switch.subnets.index(subnet))
         if statistics:
@@ -93,8 +95,8 @@ class Overlays:
         self.scaling = rule
 
     @cached_property
-    def _weights_behind(self) -> list[tuple[str, str, int, Expr]]:
-        return weights_behind(self.graph, self.dims)
+    def _weights_behind(self) -> list[Place]:
+        return weights_behind(self.graph, self.graph.width_names)
 
     def _scaled(
         self, subnet: Subnet, tensors: Mapping[str, torch.Tensor]
@@ -105,12 +107,15 @@ class Overlays:
         deployed): (M + 1 - m) / M and (c + 1 - m) / c under uniform draws.
         """
         found: dict[str, torch.Tensor] = {}
-        for name, weight, position, expr in self._weights_behind:
-            most = subnet[name] if self.scaling == "conditional" else None
-            keep = torch.tensor(keep_probabilities(self.space.by_name[name], most))
-            factors = stretched(expr, {self.dims[name]: keep})
+        for place in self._weights_behind:
+            weight, dim = str(place.node.target), place.dim
+            most = subnet[place.unit] if self.scaling == "conditional" else None
+            often = keep_probabilities(self.space.by_name[place.unit], most)
+            table = self.graph.moves[place.unit][dim]
+            keep = torch.tensor([often[bisect_right(table, m) - 1] for m in range(dim.size)])
+            factors = stretched(place.expr, {dim: keep})
             base = found.get(weight, tensors[weight])
-            shape = [-1 if i == position else 1 for i in range(base.ndim)]
+            shape = [-1 if i == place.position else 1 for i in range(base.ndim)]
             scaled = base.detach() * factors.to(base).view(shape)
             found[weight] = made_like(base, scaled)
         return found

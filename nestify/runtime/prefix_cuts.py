@@ -189,13 +189,9 @@ def _first_uses(graph: Graph, slots: dict[fx.Node, int]) -> dict[int, list[Dim]]
 def _entrances(graph: Graph, dims: Sequence[Dim]) -> dict[str, int]:
     """Where in ``dims`` the choice of each unit comes in."""
     order = {dim: i for i, dim in enumerate(dims)}
-    groups = {group.name: group.dim for group in graph.groups}
-    found: dict[str, int] = {}
-    for unit in graph.units:
-        stack = graph.stacks.get(unit.name)
-        own = [groups[unit.name]] if stack is None else [block.presence for block in stack]
-        found[unit.name] = min(order.get(dim, len(dims)) for dim in own)
-    return found
+    return {
+        unit: min(order.get(dim, len(dims)) for dim in moves) for unit, moves in graph.moves.items()
+    }
 
 
 def _safe(graph: Graph, slots: dict[fx.Node, int]) -> list[bool]:

@@ -14,6 +14,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -49,9 +50,9 @@ def _log_uniform(unit: Unit, number: float) -> int:
     return unit.choices.at_most(size)
 
 
-def _mixture(unit: Unit, numbers: _Numbers) -> int:
-    """The full size, one share of all units over four octaves, shares within an octave of one, or
-    sizes of their own.
+def _mixture(law: Callable[[Unit, float], int], unit: Unit, numbers: _Numbers) -> int:
+    """The full size, one share of all units by ``law``, shares within an octave of one, or sizes of
+    their own.
     """
     if numbers.coin < 4 / 32:
         return unit.size
@@ -59,7 +60,7 @@ def _mixture(unit: Unit, numbers: _Numbers) -> int:
         return _log_uniform(unit, numbers.own)
     near = (numbers.own - 1 / 2) / 2 if numbers.coin >= 20 / 32 else 0.0
     number = min(max(numbers.shared + near, 0.0), math.nextafter(1.0, 0.0))
-    return (_uniform if unit.kind == "layer" else _four_octaves)(unit, number)
+    return law(unit, number)
 
 
 def _four_octaves(unit: Unit, number: float) -> int:
@@ -72,7 +73,8 @@ DRAWS: Mapping[str, Callable[[Unit, _Numbers], int]] = {
     "log-uniform": lambda unit, n: _log_uniform(unit, n.own),
     "shared-uniform": lambda unit, n: _uniform(unit, n.shared),
     "shared-log-uniform": lambda unit, n: _log_uniform(unit, n.shared),
-    "mixture": _mixture,
+    "mixture": partial(_mixture, _four_octaves),
+    "uniform-mixture": partial(_mixture, _uniform),
 }
 
 

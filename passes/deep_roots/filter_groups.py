@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from nestify.errors import NestifyWarning, UsageError
 from nestify.graph.graph import Graph
@@ -21,6 +21,7 @@ from nestify.passes.deep_roots.group_map import GroupMap
 from nestify.passes.deep_roots.grouped_weights import INITS, regroup
 from nestify.passes.deep_roots.projection import project
 from nestify.passes.deep_roots.spatial import Spatial, find_spatial
+from nestify.passes.protocol import Data, Role
 from nestify.support.arguments import check_fields, one_of, whole
 
 __all__ = ["FilterGroups", "Grouping"]
@@ -57,12 +58,13 @@ class FilterGroups:
     """
 
     name: ClassVar[str]
+    role: ClassVar[Role] = "rewrites"
+    reads: ClassVar[frozenset[str]] = frozenset({"calibration"})
     number: int
     init: str = "he"
     embed: str = "existing"
     groups: str = ""
     sizes: str = "equal"
-    calibration: Iterable[Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(
@@ -82,13 +84,13 @@ class FilterGroups:
         from data are chosen from the example inputs.
         """
         fits = self.init == "project" and self.sizes == "equal"
-        return replace(self, init="extract" if fits else self.init, calibration=None)
+        return replace(self, init="extract" if fits else self.init)
 
     def degree(self, stage: int) -> int:
         """How many filter groups the convolutions of a stage get; stages count from 0."""
         raise NotImplementedError
 
-    def apply(self, graph: Graph) -> Graph:
+    def apply(self, graph: Graph, data: Data) -> Graph:
         """Group the convolutions of ``graph``.
 
         Raises:
@@ -102,18 +104,18 @@ class FilterGroups:
         for text in _warnings(plan):
             warnings.warn(f"{self._recipe}: {text}", NestifyWarning, stacklevel=2)
         if self.init == "project":
-            return self._projected(graph, plan)
+            return self._projected(graph, plan, data)
         for step in chosen:
             regroup(edit, step.conv, step.groups, self.init, inserts=step.inserts)
         return edit.finish(tuple(self._change(step) for step in plan))
 
-    def _projected(self, graph: Graph, plan: Sequence[Grouping]) -> Graph:
+    def _projected(self, graph: Graph, plan: Sequence[Grouping], data: Data) -> Graph:
         chosen = {step.conv: step for step in plan if step.groups > 1}
         done = project(
             graph,
             {conv: step.groups for conv, step in chosen.items()},
             {conv.weight: step.inserts for conv, step in chosen.items()},
-            self.calibration,
+            data.calibration,
             free=self.sizes == "free",
         )
         few = [step.conv.name for step in plan if _starved(done.choices.get(step.conv.weight))]
@@ -122,14 +124,13 @@ class FilterGroups:
             text += f"{', '.join(few)}: the fit follows them, but may not follow other inputs; "
             warnings.warn(f"{text}pass more in calibration=", NestifyWarning, stacklevel=3)
         changes = [self._change(step, done.choices.get(step.conv.weight)) for step in plan]
-        data = "example inputs" if self.calibration is None else "calibration data"
+        read = "example inputs" if data.calibration is None else "calibration data"
         left = f"; too wide to fit: {', '.join(done.unfitted)}" if done.unfitted else ""
         whole = (
-            f"relative error of the outputs on the {data}: {done.error:.2e} "
+            f"relative error of the outputs on the {read}: {done.error:.2e} "
             f"(plain block extraction: {done.plain_error:.2e}){left}"
         )
-        done.graph.changes = (*graph.changes, *changes, Change(self._recipe, "", whole))
-        return done.graph
+        return done.graph.with_changes((*changes, Change(self._recipe, "", whole)))
 
     def plan(self, graph: Graph) -> tuple[Grouping, ...]:
         """What would be done to each spatial convolution of ``graph``, in graph order."""

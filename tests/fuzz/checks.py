@@ -272,7 +272,7 @@ class _Check:
         """Under random kept positions and blocks the extracted net is the silenced original."""
         graph: Graph = nested.graph
         sizes = {group.name: group.size for group in graph.groups}
-        sizes |= {name: len(blocks) for name, blocks in graph.stacks.items()}
+        sizes |= {name: len(moves) for name, moves in graph.moves.items() if len(moves) > 1}
         for _ in range(self.subnets):
             picks = {name: self.some(size) for name, size in sizes.items()}
             slim = nested.extract(picks)  # this compares with nested too

@@ -30,8 +30,7 @@ def silenced(
     env: dict[fx.Node, Any] = {}
     inputs = iter(flat)
 
-    blocks = [block for stack in graph.stacks.values() for block in stack]
-    dropped = {b.exit: b.stays for b in blocks if keep.size(b.presence) == 0}
+    dropped = {b.exit: b.stays for b in graph.blocks if keep.size(b.presence) == 0}
 
     def look(node: fx.Node) -> Any:
         return env[node]

@@ -317,7 +317,7 @@ def test_wrong_options_say_what_is_valid(options: str, words: str) -> None:
 
 def test_a_block_has_one_unit() -> None:
     model, inputs = setting(Stage)
-    with pytest.raises(nestify.UsageError, match="drop the same blocks"):
+    with pytest.raises(nestify.UsageError, match="drop the same block"):
         nestify.transform(model, "fn3-layer+fn3-layer{per=stage}", inputs)
 
 

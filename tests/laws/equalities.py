@@ -78,7 +78,7 @@ def _check_silenced(nested: Any, draw: random.Random, tolerance: float) -> None:
         d for call in graph.calls.values() for expr in call.normalised for d in dims_of(expr)
     }
     sizes = {group.name: group.size for group in graph.groups if group.dim not in spanned}
-    sizes |= {name: len(blocks) for name, blocks in graph.stacks.items()}
+    sizes |= {name: len(moves) for name, moves in graph.moves.items() if len(moves) > 1}
     picks = {
         name: torch.tensor(sorted(draw.sample(range(size), draw.randint(1, size))))
         for name, size in sizes.items()

@@ -103,7 +103,7 @@ def tolerance(nested: NestedModel) -> float:
 def _positions(nested: NestedModel, draw: random.Random) -> dict[str, Any]:
     """Any kept positions of every group and any blocks of every stack, in their order."""
     sizes = {group.name: group.size for group in nested.graph.groups}
-    sizes |= {name: len(blocks) for name, blocks in nested.graph.stacks.items()}
+    sizes |= {name: len(moves) for name, moves in nested.graph.moves.items() if len(moves) > 1}
     return {
         name: torch.tensor(sorted(draw.sample(range(size), draw.randint(1, size))))
         for name, size in sizes.items()
