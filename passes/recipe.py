@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 from collections.abc import Sequence
 from typing import Any, cast
 
 from nestify.errors import UsageError
 from nestify.passes.protocol import Pass, Reading
 from nestify.support.option_text import read_options, split_options
+from nestify.support.registry import Registry
 
 __all__ = ["PASSES", "parse_recipe", "recipe_text", "without_data"]
 
-PASSES: dict[str, str] = {
-    "fn3-channel": "nestify.passes.fn3_channel:Fn3Channel",
-    "fn3-head": "nestify.passes.fn3_head:Fn3Head",
-    "fn3-layer": "nestify.passes.fn3_layer:Fn3Layer",
-    "fn3-neuron": "nestify.passes.fn3_neuron:Fn3Neuron",
-    "fn3-path": "nestify.passes.fn3_path:Fn3Path",
-    "column-N": "nestify.passes.column:Column",
-    "rank": "nestify.passes.rank:Rank",
-    "root-N": "nestify.passes.root:Root",
-    "tree-N": "nestify.passes.tree:Tree",
-}
-"""Passes by name, each as ``module:class``; a pass of your own is one entry more."""
+PASSES: Registry[Any] = Registry(
+    "recipe",
+    {
+        "fn3-channel": "nestify.passes.fn3_channel:Fn3Channel",
+        "fn3-head": "nestify.passes.fn3_head:Fn3Head",
+        "fn3-layer": "nestify.passes.fn3_layer:Fn3Layer",
+        "fn3-neuron": "nestify.passes.fn3_neuron:Fn3Neuron",
+        "fn3-path": "nestify.passes.fn3_path:Fn3Path",
+        "column-N": "nestify.passes.column:Column",
+        "rank": "nestify.passes.rank:Rank",
+        "root-N": "nestify.passes.root:Root",
+        "tree-N": "nestify.passes.tree:Tree",
+    },
+)
+"""Passes by name; a pass of your own is one entry more."""
 
 
 def parse_recipe(recipe: str) -> tuple[Pass, ...]:
@@ -75,8 +78,7 @@ def _parse_pass(text: str, recipe: str) -> Pass:
             f"unknown recipe {text!r} in {recipe!r}; {hint}"
             f"valid: {', '.join(PASSES)}, joined by '+'"
         )
-    module, _, cls = PASSES[name].partition(":")
-    kind: Any = getattr(importlib.import_module(module), cls)
+    kind = PASSES.load(name)
     return kind(*numbers, **read_options(kind, said, f"pass {name}"))
 
 

@@ -1,26 +1,26 @@
 """The deployment targets, one a file; imported as ``nestify.targets``.
 
-The registry maps a target's name to ``"module:attribute"`` and imports it when it is asked for, so
-that listing targets imports no torch. A new target is one file and one line here.
+The registry imports a target when it is asked for, so that listing targets imports no torch. A new
+target is one file and one line here.
 
-Imports: errors. Start reading: ``target``, then ``cpu``.
+Imports: errors, support. Start reading: ``target``, then ``cpu``.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from typing import cast
-
 from nestify.errors import UsageError
+from nestify.support.registry import Registry
 from nestify.targets.target import Target
 
 __all__ = ["Target", "list_targets", "load_target", "usable_target"]
 
-TARGETS: dict[str, str] = {
-    "cpu": "nestify.targets.cpu:CPU",
-    "cuda": "nestify.targets.cuda:CUDA",
-}
+TARGETS: Registry[Target] = Registry(
+    "target",
+    {
+        "cpu": "nestify.targets.cpu:CPU",
+        "cuda": "nestify.targets.cuda:CUDA",
+    },
+)
 
 
 def list_targets() -> tuple[str, ...]:
@@ -49,14 +49,7 @@ def load_target(name: str) -> Target:
     Raises:
         UsageError: no target has this name; the message lists the names and the closest one.
     """
-    place = TARGETS.get(name)
-    if place is None:
-        close = difflib.get_close_matches(name.lower(), TARGETS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        names = ", ".join(list_targets())
-        raise UsageError(f"unknown target {name!r}: the targets are {names}{hint}")
-    module, _, attribute = place.partition(":")
-    return cast(Target, getattr(importlib.import_module(module), attribute))
+    return TARGETS.load(name)
 
 
 def usable_target(name: str) -> Target:

@@ -73,7 +73,7 @@ class Net(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _known() -> Iterator[None]:
-    OPS[NAME], PASSES["thirds"] = ROW, f"{__name__}:Thirds"
+    OPS[NAME], PASSES["thirds"] = ROW, Thirds
     yield
     del OPS[NAME], PASSES["thirds"]
 

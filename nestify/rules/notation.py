@@ -19,7 +19,7 @@ from nestify.rules.call import Call, Dims
 
 WINDOW = "slides over this dim"
 _BY_POSITION = "{} reads this dim by position"
-_TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+)")
+_TOKEN = re.compile(r"\(([\w ]+)\)|(\*?\w+)")
 _RANKED = ("*s", "*k", "*t")
 
 
@@ -56,12 +56,20 @@ def parse(text: str) -> tuple[list[list[tuple[str, ...]]], list[tuple[str, ...]]
 
     >>> parse("(g i) *s, o -> o *s")
     ([[('g', 'i'), ('*s',)], [('o',)]], [('o',), ('*s',)])
+
+    Raises:
+        ValueError: something in the line is no token.
     """
-    inputs, _, output = text.partition("->")
-    return [_tokens(part) for part in inputs.split(",")], _tokens(output)
+    inputs, arrow, output = text.partition("->")
+    if not arrow:
+        raise ValueError(f"rule line {text!r} has no ->")
+    return [_tokens(part, text) for part in inputs.split(",")], _tokens(output, text)
 
 
-def _tokens(text: str) -> list[tuple[str, ...]]:
+def _tokens(text: str, line: str) -> list[tuple[str, ...]]:
+    left = _TOKEN.sub("", text).strip()
+    if left:
+        raise ValueError(f"rule line {line!r}: {left!r} is no letter, *letter or (product)")
     return [tuple((group or single).split()) for group, single in _TOKEN.findall(text)]
 
 

@@ -5,25 +5,25 @@ A method is named as a recipe's pass is: ``"fn3"``, ``"fn3{window=0.25}"``, ``"e
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from collections.abc import Mapping
 from typing import Any
 
-from nestify.errors import UsageError
 from nestify.explore.protocol import Method
 from nestify.support.option_text import read_options, split_options
+from nestify.support.registry import Registry
 
 __all__ = ["METHODS", "parse_method"]
 
-METHODS: Mapping[str, str] = {
-    "fn3": "nestify.explore.methods.fn3:Fn3",
-    "algorithm1": "nestify.explore.methods.algorithm1:Algorithm1",
-    "greedy": "nestify.explore.methods.greedy:Greedy",
-    "evolution": "nestify.explore.methods.evolution:Evolution",
-    "random": "nestify.explore.methods.sampling:Random",
-    "uniform": "nestify.explore.methods.sampling:Uniform",
-}
+METHODS: Registry[Any] = Registry(
+    "method",
+    {
+        "fn3": "nestify.explore.methods.fn3:Fn3",
+        "algorithm1": "nestify.explore.methods.algorithm1:Algorithm1",
+        "greedy": "nestify.explore.methods.greedy:Greedy",
+        "evolution": "nestify.explore.methods.evolution:Evolution",
+        "random": "nestify.explore.methods.sampling:Random",
+        "uniform": "nestify.explore.methods.sampling:Uniform",
+    },
+)
 
 
 def parse_method(text: str) -> Method:
@@ -37,9 +37,6 @@ def parse_method(text: str) -> Method:
     """
     name, said = split_options(text.strip()) or (text, None)
     if said is None or name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"unknown method {text!r}: the methods are {', '.join(METHODS)}{hint}")
-    module, _, cls = METHODS[name].partition(":")
-    kind: Any = getattr(importlib.import_module(module), cls)
+        raise METHODS.unknown(text, name)
+    kind = METHODS.load(name)
     return kind(**read_options(kind, said, f"method {name}"))

@@ -1,0 +1,1 @@
+"""Tests of nestify.rules; tests/laws runs every op."""
