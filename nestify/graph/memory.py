@@ -39,10 +39,13 @@ def shared_operands(node: fx.Node, *, always: bool = False) -> list[fx.Node]:
     """The operands whose memory the result of a call may share, or ``always`` shares."""
     if node.op != "call_function":
         return []
-    facts, bound = facts_of(node.target), bind_arguments(node)
+    facts, views = facts_of(node.target), schema_views(node.target)
     if always and facts.hands_on:
         return []
-    named = [_nodes_in(bound[name]) for name in schema_views(node.target)]
+    if not (views or facts.views or facts.hands_on):
+        return []  # most ops
+    bound = bind_arguments(node)
+    named = [_nodes_in(bound[name]) for name in views]
     if facts.views or facts.hands_on:
         named += [found for value in bound.values() if (found := _nodes_in(value))][:1]
     return [operand for found in named for operand in found]

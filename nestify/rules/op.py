@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from torch import fx
@@ -107,8 +108,10 @@ def mode_argument(node: fx.Node) -> str | None:
     return next((name for name in MODE_ARGUMENTS if name in bound), None)
 
 
-def schema_views(target: Any) -> Iterator[str]:
+@cache
+def schema_views(target: Any) -> tuple[str, ...]:
     """Names of the arguments whose memory the result may share by the op's schema."""
-    if isinstance(target, OpOverload):
-        schema = target._schema  # pyright: ignore[reportPrivateUsage]  # torch gives it no other way
-        yield from (argument.name for argument in schema.arguments if argument.alias_info)
+    if not isinstance(target, OpOverload):
+        return ()
+    schema = target._schema  # pyright: ignore[reportPrivateUsage]  # torch gives it no other way
+    return tuple(argument.name for argument in schema.arguments if argument.alias_info)

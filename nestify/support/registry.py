@@ -1,4 +1,4 @@
-"""What can be named in text: each entry is a thing, or ``module:attribute`` to import when asked."""
+"""What can be named in text: a thing itself, or ``module:attribute``, imported when asked for."""
 
 from __future__ import annotations
 
