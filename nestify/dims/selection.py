@@ -18,11 +18,42 @@ from nestify.dims import Const, Dim, Expr, Product, resolve
 from nestify.dims.fold import Fold
 from nestify.errors import UsageError
 
-__all__ = ["Keep", "Plan", "cut", "put"]
+__all__ = ["Grid", "Keep", "Kept", "Plan", "cut", "put"]
 
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-Plan = list[tuple[int, Any]]  # (position of a dim, count of its first ones or the positions kept)
+
+
+class Grid(NamedTuple):
+    """The positions of a product of which only first ones of each factor are kept.
+
+    Of 3 parts with 4 heads of 8 channels, two heads of each: ``sizes`` (3, 32), ``kept`` (3, 16).
+    A strided view reads them, where an index would be looked up for each.
+    """
+
+    sizes: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    def then(self, size: int, kept: int) -> Grid:
+        """With one factor more, the fastest; a whole one counts with that before it, and one behind
+        a single position does.
+        """
+        if self.sizes and (size == kept or self.kept[-1] == 1):
+            size, kept = self.sizes[-1] * size, self.kept[-1] * kept
+            return Grid((*self.sizes[:-1], size), (*self.kept[:-1], kept))
+        return Grid((*self.sizes, size), (*self.kept, kept))
+
+    def strides(self, stride: int) -> list[int]:
+        """The strides of the factors in a dim with this one."""
+        return [stride * math.prod(self.sizes[i + 1 :]) for i in range(len(self.sizes))]
+
+    def indices(self) -> torch.Tensor:
+        """The kept positions, ascending."""
+        return _rows([_Positions(n, torch.arange(k)) for n, k in zip(*self, strict=True)]).kept
+
+
+Kept = int | Grid | torch.Tensor  # of a dim: its first positions, those of a grid, or these
+Plan = list[tuple[int, Kept]]  # the position of a dim in a tensor, what is kept of it
 
 
 class _Positions(NamedTuple):
@@ -123,14 +154,33 @@ class Keep:
             return [self.literal(v, e) for v, e in zip(value, expr, strict=True)]
         return expr if isinstance(expr, int) else self.size(expr)
 
-    def kept(self, expr: Expr) -> int | torch.Tensor | None:
+    def kept(self, expr: Expr) -> Kept | None:
         """How many first positions of ``expr`` are kept, or which positions; None for all."""
         if self.is_full(expr):
             return None
-        return self.size(expr) if self._is_prefix(expr) else self.indices(expr)
+        if self._is_prefix(expr):
+            return self.size(expr)
+        grid = self._grid(expr, Grid((), ()))
+        if grid is None:
+            return self.indices(expr)
+        return grid if len(grid.kept) > 1 else grid.kept[0]
+
+    def _grid(self, expr: Expr, before: Grid) -> Grid | None:
+        """``before`` with the factors of ``expr`` behind; None where one is no first positions."""
+        expr = resolve(expr)
+        if isinstance(expr, Product):
+            found: Grid | None = before
+            for factor in expr.factors:
+                found = None if found is None else self._grid(factor, found)
+            return found
+        if not self.is_full(expr) and not self._is_prefix(expr):
+            return None
+        kept = self.size(expr)
+        whole = kept if self.is_full(expr) else expr.size
+        return before.then(whole, kept)
 
     def plan(self, dims: Sequence[Expr]) -> Plan:
-        """How to cut a tensor with these dims: (dim, count of first ones or positions) per cut."""
+        """How to cut a tensor with these dims: (dim, what is kept of it) per cut."""
         cached = self._plans.get(id(dims))
         if cached is not None:
             return cached[1]
@@ -145,24 +195,52 @@ class Keep:
 
 
 def cut(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """Cut ``tensor`` as :meth:`Keep.plan` says."""
+    """Cut ``tensor`` as :meth:`Keep.plan` says.
+
+    >>> cut(torch.arange(12), [(0, Grid((3, 4), (3, 2)))])
+    tensor([0, 1, 4, 5, 8, 9])
+    """
     if not plan:
         return tensor
-    first_ones = False
+    strided = False
     for position, kept in plan:
-        if isinstance(kept, int):
-            first_ones = True
-        else:
+        if isinstance(kept, torch.Tensor):
             tensor = tensor.index_select(position, kept.to(tensor.device))
-    if not first_ones:
-        return tensor
-    shape = list(tensor.shape)
+        else:
+            strided = True
+    return _strided(tensor, plan) if strided else tensor
+
+
+def _strided(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """The first positions and the grids of ``plan``: a view, or with a grid a copy."""
+    view, shape = _view(tensor, plan)
+    if len(shape) == view.ndim:
+        return view
+    return view.clone(memory_format=torch.contiguous_format).view(shape)
+
+
+def _view(tensor: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, list[int]]:
+    """A view of what is kept, with a dim for each factor of a grid, and the shape without these.
+
+    One view for all dims: narrow would fill a tensor of the full size with zeros in backward for
+    each dim, and in the wrong memory format.
+    """
+    shape, strides = list(tensor.shape), tensor.stride()
+    grids = False
     for position, kept in plan:
         if isinstance(kept, int):
             shape[position] = kept
-    # One view for all dims: narrow would fill a tensor of the full size with zeros in backward
-    # for each dim, and in the wrong memory format.
-    return tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
+        elif isinstance(kept, Grid):
+            shape[position], grids = math.prod(kept.kept), True
+    if not grids:
+        return tensor.as_strided(shape, strides, tensor.storage_offset()), shape
+    by_dim = dict(plan)
+    sizes, steps = list[int](), list[int]()
+    for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
+        grid = by_dim.get(dim)
+        sizes += grid.kept if isinstance(grid, Grid) else [size]
+        steps += grid.strides(stride) if isinstance(grid, Grid) else [stride]
+    return tensor.as_strided(sizes, steps, tensor.storage_offset()), shape
 
 
 def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:
@@ -173,11 +251,13 @@ def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:
     >>> x
     tensor([0., 5., 0., 6.])
     """
+    if not any(isinstance(kept, torch.Tensor) for _, kept in plan):
+        view, _ = _view(tensor, plan)
+        view.copy_(value.reshape(view.shape))
+        return
     view = cut(tensor, [(position, kept) for position, kept in plan if isinstance(kept, int)])
-    places = [(position, kept) for position, kept in plan if not isinstance(kept, int)]
-    if not places:
-        view.copy_(value)
-    elif len(places) == 1:
+    places = [(at, _indices(kept)) for at, kept in plan if not isinstance(kept, int)]
+    if len(places) == 1:
         position, kept = places[0]
         view.index_copy_(position, kept.to(tensor.device), value.to(tensor))
     else:
@@ -185,6 +265,10 @@ def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:
         for position, kept in places:
             grid[position] = kept.to(tensor.device)
         view[torch.meshgrid(*grid, indexing="ij")] = value.to(tensor)
+
+
+def _indices(kept: Grid | torch.Tensor) -> torch.Tensor:
+    return kept.indices() if isinstance(kept, Grid) else kept
 
 
 def check_positions(name: str, size: int, positions: Any) -> torch.Tensor:

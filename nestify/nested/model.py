@@ -36,11 +36,12 @@ from nestify.nested.state_dict import note_beside_tensors
 from nestify.nested.switchable_norms import SWITCH, SwitchableNorms
 from nestify.nested.verify import verify_extracted
 from nestify.runtime.batch_statistics import BatchStatistics, NormCall
+from nestify.runtime.bound import Bound
 from nestify.runtime.bound_cache import AHEAD, Bindings
 from nestify.runtime.prefix_cache import Reuse
 from nestify.runtime.prefix_cuts import Cuts
 from nestify.runtime.program import Program
-from nestify.runtime.run import Bound, Run
+from nestify.runtime.run import Run
 from nestify.space import SearchSpace, Subnet, Unit
 from nestify.support.adopted_tree import AdoptedTree
 from nestify.support.module_state import in_eval

@@ -6,10 +6,12 @@ BatchNorm statistics that were re-estimated for it, norms that switch with the s
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +42,13 @@ class Overlays:
         self._statistics: OrderedDict[Subnet, Mapping[str, torch.Tensor]] = OrderedDict()
         self._tokens: dict[Subnet, Mapping[str, Hashable]] = {}
         self._written = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Overlays:
+        """Copy the statistics and share the analysis, which never changes."""
+        twin = copy.copy(self)
+        twin._statistics = copy.deepcopy(self._statistics, memo)
+        twin._tokens = dict(self._tokens)
+        return twin
 
     def of(
         self,

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from nestify.dims.selection import Keep
+from nestify.runtime.bound import Bound
 from nestify.runtime.program import Program
-from nestify.runtime.run import Bound
 from nestify.space import Subnet
 
 __all__ = ["AHEAD", "Bindings"]

@@ -15,14 +15,16 @@ from torch import fx
 from nestify.rules import facts_of, is_mutable
 
 __all__ = [
+    "Orders",
     "channels_last",
     "contiguous",
     "is_contiguous_map",
     "merged_groups",
-    "reads_in_order",
+    "orders_in",
     "run_in_order",
 ]
 
+Orders = Mapping[fx.Node, list[int]]  # of the dims of values in memory, the slowest first
 _LANES = 8
 _WIDE, _WIDEST = 24, 32  # channels of a merged group: best at most, and where all go into one
 
@@ -93,14 +95,13 @@ def _is_map(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 4
 
 
-def _as_traced(value: Any, source: Any) -> Any:
+def _as_traced(value: Any, source: Any, orders: Orders) -> Any:
     """A tensor in the order in which the trace had the value of ``source`` in memory: a map with
     its channels first, its positions as tokens with these last.
     """
     if not (isinstance(value, torch.Tensor) and isinstance(source, fx.Node)):
         return value
-    strides = torch.empty_like(source.meta["val"]).stride()  # dense, where that was expanded
-    order = sorted(range(value.ndim), key=lambda dim: -strides[dim])
+    order = orders[source]
     if order == list(range(value.ndim)):
         return contiguous(value) if _is_map(value) else value.contiguous()
     laid = value.permute(order)
@@ -109,26 +110,46 @@ def _as_traced(value: Any, source: Any) -> Any:
     return laid.contiguous().permute([order.index(dim) for dim in range(value.ndim)])
 
 
-def reads_in_order(node: fx.Node) -> bool:
-    """Whether a call gives something else, or refuses, where channels lie last."""
-    return node.op == "call_function" and facts_of(node.target).memory_order
+def orders_in(graph: fx.Graph) -> dict[fx.Node, Orders]:
+    """The calls that give something else, or refuse, where channels are last in memory, each with
+    the order of dims in memory that the trace had for each of its operands, the slowest first.
+    """
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    return {
+        node: {source: _order(source) for source in node.all_input_nodes}
+        for node in calls
+        if facts_of(node.target).memory_order
+    }
+
+
+def _order(source: fx.Node) -> list[int]:
+    value = source.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return []
+    strides = torch.empty_like(value).stride()  # dense, where that was expanded
+    return sorted(range(value.ndim), key=lambda dim: -strides[dim])
 
 
 def run_in_order(
-    node: fx.Node, run: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    node: fx.Node,
+    orders: Orders,
+    run: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> Any:
     """Run a call on operands in the memory order of the trace; what it writes ends up where it
     should.
     """
-    kwargs = {name: _as_traced(arg, node.kwargs.get(name)) for name, arg in kwargs.items()}
+    named = kwargs.items()
+    kwargs = {name: _as_traced(arg, node.kwargs.get(name), orders) for name, arg in named}
+    given = [_as_traced(arg, source, orders) for arg, source in zip(args, node.args, strict=True)]
     if is_mutable(node):
-        target, *others = args
+        target, (laid, *others) = args[0], given
         # Itself where memory has that order: torch must see the write, whatever the strides say.
-        laid = _as_traced(target, node.args[0])
         written = target if laid.data_ptr() == target.data_ptr() else laid
-        run(written, *map(_as_traced, others, node.args[1:]), **kwargs)
+        run(written, *others, **kwargs)
         return target if written is target else target.copy_(written)
-    found = run(*map(_as_traced, args, node.args), **kwargs)
+    found = run(*given, **kwargs)
     for value in found if isinstance(found, list | tuple) else [found]:
         if _is_map(value) and value.requires_grad:
             value.register_hook(contiguous)  # what comes back need not lie as what was given

@@ -24,8 +24,9 @@ from nestify.graph.graph import Graph
 from nestify.graph.liveness import sums_of_blocks
 from nestify.graph.memory import roots, statistics_of, written_operands
 from nestify.rules import STOCHASTIC, bind_arguments, mode_argument, op_name
+from nestify.runtime.bound import Bound
 from nestify.runtime.program import Program
-from nestify.runtime.run import Bound, reads
+from nestify.runtime.steps import reads
 
 __all__ = ["Cuts", "Mark"]
 

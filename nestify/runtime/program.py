@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from operator import attrgetter
@@ -16,22 +17,26 @@ from torch.utils import _pytree as pytree
 from nestify.capture.autocast import Block, blocks_of
 from nestify.capture.example_inputs import call_in_words
 from nestify.dims import Dim, Expr, all_dims, resolve
-from nestify.dims.selection import Keep, Plan
+from nestify.dims.selection import Keep, Kept, Plan
 from nestify.errors import UsageError
 from nestify.graph.fixed_batch import FixedBatch
 from nestify.graph.graph import Graph
 from nestify.graph.liveness import bypassed, live_nodes, overwritten
 from nestify.graph.memory import written
 from nestify.rules import STOCHASTIC, Dims, bind_arguments, facts_of, op_name
-from nestify.runtime.channels_last import reads_in_order
+from nestify.runtime.bound import Bound, Read
+from nestify.runtime.channels_last import orders_in
 from nestify.runtime.padding import Room
-from nestify.runtime.run import Bound, Frame, Read, Run, Slot, Step, copied, hand_on, reads, run_of
+from nestify.runtime.run import Run, copied, hand_on, run_of
+from nestify.runtime.steps import Frame, Slot, Step, reads
+from nestify.runtime.straight_line import StraightLine
 from nestify.runtime.tensor_identity import readable
 
 __all__ = ["Program"]
 
 _NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
 _MOST = 256  # sizes of an expression that are remembered
+_LINES = 64  # sets of dropped blocks
 
 _BAKED = (bool, int, float, complex, str, type(None))  # inputs whose values a trace takes over
 
@@ -44,6 +49,7 @@ class Program:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.slots = {node: i for i, node in enumerate(graph.nodes)}
+        self._sizes: dict[Expr, Slot] = {}  # that calls spell out
         self.inputs = [n for n in graph.nodes if n.op == "placeholder"]
         self.attrs = [n for n in graph.nodes if n.op == "get_attr"]
         self.room = Room(graph)
@@ -70,9 +76,9 @@ class Program:
             cast(list[Any], self._slotted(output.args[0])),
             dict.fromkeys(written(graph), False)
             | dict.fromkeys(written(graph, in_eval=True), True),
-            {node for node in graph.nodes if reads_in_order(node)},
+            orders_in(graph.capture.graph) if self.images else {},
             {node: self._placeless(blocks_of(node)) for node in graph.nodes if blocks_of(node)},
-            frozenset(followed),
+            sorted(followed),
         )
         alike: dict[Dims, Dims] = {}  # the tensors of a norm are cut alike: worked out once
         self._tensors = [
@@ -82,9 +88,8 @@ class Program:
             for end in (self.slots[last[n]],)
         ]
         self._alike = [(dims, _Kept.of_all(dims)) for dims in alike]
-        self._spelled = [
-            (i, self._literals(s)) for i, s in enumerate(self.steps) if graph.calls[s.node].literals
-        ]
+        self._whole = _Line(self.steps, self._tensors, StraightLine(self.frame, self.steps))
+        self._lines: OrderedDict[frozenset[fx.Node], _Line] = OrderedDict()
 
     @cached_property
     def _overwritten(self) -> set[fx.Node]:
@@ -166,13 +171,28 @@ class Program:
         return Slot(len(self.slots)) if self.graph.capture.is_home(value) else value
 
     def _step(self, node: fx.Node, frees: tuple[int, ...]) -> Step:
-        args, kwargs = self._slotted(node.args), self._slotted(dict(node.kwargs))
-        modes = self.graph.capture.mode_args
-        names = list(bind_arguments(node))
+        bound, literals = bind_arguments(node), self.graph.calls[node].literals
+        sizes = {
+            name: self._spelled(self._slotted(bound[name]), expr)
+            for name, expr in literals.items()
+            if bound[name] is not None
+        }
+        modes, names = self.graph.capture.mode_args, list(bound)
         changed = {name: modes[node.name, name] for name in names if (node.name, name) in modes}
+        args, kwargs = self._slotted(node.args), self._slotted(dict(node.kwargs))
+        said = {name: self._slotted(bound[name]) for name in changed} | sizes
+        args, kwargs = _replaced(names, args, kwargs, said)
         in_training = _replaced(names, args, kwargs, changed) if changed else None
         path = str(node.meta["path"])
         return Step(node, self.slots[node], path, run_of(node), args, kwargs, in_training, frees)
+
+    def _spelled(self, value: Any, expr: Any) -> Any:
+        """An argument with slots for the sizes in it (None: unchanged)."""
+        if expr is None or isinstance(expr, int):
+            return value if expr is None else expr
+        if isinstance(expr, tuple):
+            return [self._spelled(v, e) for v, e in zip(value, cast(Any, expr), strict=True)]
+        return self._sizes.setdefault(expr, Slot(len(self.slots) + 1 + len(self._sizes)))
 
     def bind(
         self,
@@ -194,49 +214,46 @@ class Program:
             keep.hold(self._batch, batch)
             if room is not keep:
                 room.hold(self._batch, batch)
-        steps, tensors = self._undropped(bypassed(self.graph, keep), room)
+        steps, tensors, line = self._undropped(bypassed(self.graph, keep))
         cuts = {id(dims): _cut(dims, kept, keep, room) for dims, kept in self._alike}
         tensors = [read.cut_as(*cuts[id(read.dims)]) for read in tensors]
         turned = self.images and (turn or (pad and smaller))
-        return Bound(self.frame, keep, steps, tensors, turned)
+        sizes = [room.size(expr) for expr in self._sizes]
+        return Bound(self.frame, keep, steps, line, sizes, tensors, turned)
 
     def plans(self, keep: Keep) -> dict[str, Plan]:
         """How ``keep`` cuts each tensor of the model."""
         cuts = {id(dims): _cut(dims, kept, keep, keep) for dims, kept in self._alike}
         return {read.name: cuts[id(read.dims)][0] for read in self._tensors}
 
-    def _undropped(
-        self, bypass: Mapping[fx.Node, fx.Node], room: Keep
-    ) -> tuple[list[Step], Sequence[Read]]:
-        """The steps, spelled for ``room``, and tensors that are left without the dropped blocks."""
-        steps = self.steps.copy()
-        for i, literals in self._spelled:
-            steps[i] = literals.respelled(steps[i], room)
+    def _undropped(self, bypass: Mapping[fx.Node, fx.Node]) -> _Line:
+        """The steps and the tensors that are left without the dropped blocks."""
         if not bypass:
-            return steps, self._tensors
+            return self._whole
+        dropped = frozenset(bypass)
+        if dropped not in self._lines:
+            self._lines[dropped] = self._without(bypass)
+            if len(self._lines) > _LINES:
+                self._lines.popitem(last=False)
+        self._lines.move_to_end(dropped)
+        return self._lines[dropped]
+
+    def _without(self, bypass: Mapping[fx.Node, fx.Node]) -> _Line:
         live = live_nodes(self.graph, bypass)
         steps = [
             self._stand_in(s, bypass[s.node]) if s.node in bypass else s
-            for s in steps
+            for s in self.steps
             if s.node in live
         ]
         tensors = [read for read in self._tensors if read.node in live]
-        return _freeing(steps, set(reads(self.frame.outputs))), tensors
+        steps = _freeing(steps, set(reads(self.frame.outputs)), range(len(self.slots)))
+        return _Line(steps, tensors, StraightLine(self.frame, steps))
 
     def _stand_in(self, step: Step, stays: fx.Node) -> Step:
         """Hand on the operand that stays in place of a block's sum."""
         run = copied if step.node in self._overwritten else hand_on
         args = (Slot(self.slots[stays]),)
         return step._replace(run=run, args=args, kwargs={}, in_training=None)
-
-    def _literals(self, step: Step) -> _Literals:
-        bound, literals = bind_arguments(step.node), self.graph.calls[step.node].literals
-        values = {
-            name: (self._slotted(bound[name]), expr)
-            for name, expr in literals.items()
-            if bound[name] is not None
-        }
-        return _Literals(list(bound), values)
 
     def run(
         self,
@@ -265,22 +282,12 @@ class Program:
         return Run(root, bound, flat, own).walk()
 
 
-class _Literals(NamedTuple):
-    """The ``names`` of the arguments of a call, and those ``values`` in which it spells out sizes,
-    with the expressions of these.
-    """
+class _Line(NamedTuple):
+    """What runs of the graph where some blocks are dropped, with the function that runs it."""
 
-    names: Sequence[str]
-    values: Mapping[str, tuple[Any, Any]]
-
-    def respelled(self, step: Step, keep: Keep) -> Step:
-        """The step with the sizes of what is kept."""
-        new = {name: keep.literal(value, expr) for name, (value, expr) in self.values.items()}
-        args, kwargs = _replaced(self.names, step.args, step.kwargs, new)
-        in_training = step.in_training
-        if in_training is not None:
-            in_training = _replaced(self.names, *in_training, new)
-        return step._replace(args=args, kwargs=kwargs, in_training=in_training)
+    steps: Sequence[Step]
+    tensors: Sequence[Read]
+    function: StraightLine
 
 
 class _Kept:
@@ -290,7 +297,7 @@ class _Kept:
         self.position = position
         self._expr, self._dims = expr, sorted(all_dims([expr]), key=attrgetter("uid"))
         self._dim = expr if isinstance(expr, Dim) else None
-        self._known: dict[tuple[int, ...], int | torch.Tensor | None] = {}
+        self._known: dict[tuple[int, ...], Kept | None] = {}
 
     @classmethod
     def of_all(cls, dims: Dims) -> list[_Kept]:
@@ -298,7 +305,7 @@ class _Kept:
         made = [cls(position, expr) for position, expr in enumerate(dims)]
         return [kept for kept in made if kept._dims]
 
-    def under(self, keep: Keep) -> int | torch.Tensor | None:
+    def under(self, keep: Keep) -> Kept | None:
         """What :meth:`Keep.kept` says."""
         if keep.picks and not keep.picks.keys().isdisjoint(self._dims):
             return keep.kept(self._expr)
@@ -307,7 +314,7 @@ class _Kept:
             return None if size == dim.size else size
         sizes = tuple([keep.sizes.get(dim, dim.size) for dim in self._dims])
         if (known := self._known.get(sizes, self)) is not self:
-            return cast(int | torch.Tensor | None, known)
+            return cast(Kept | None, known)
         found = keep.kept(self._expr)
         if not isinstance(found, torch.Tensor) or readable(found):  # not of a trace
             if len(self._known) >= _MOST:
@@ -346,11 +353,11 @@ def _replaced(
     return spelled, {**kwargs, **{n: v for n, v in new.items() if n not in given}}
 
 
-def _freeing(steps: Sequence[Step], outputs: set[int]) -> list[Step]:
-    """The steps, each freeing what no later one of them reads."""
+def _freeing(steps: Sequence[Step], outputs: set[int], values: range) -> list[Step]:
+    """The steps, each freeing those ``values`` that no later one of them reads."""
     last = {slot: i for i, step in enumerate(steps) for slot in reads((step.args, step.kwargs))}
     frees: dict[int, list[int]] = {}
     for slot, i in last.items():
-        if slot not in outputs:
+        if slot in values and slot not in outputs:
             frees.setdefault(i, []).append(slot)
     return [step._replace(frees=tuple(frees.get(i, ()))) for i, step in enumerate(steps)]

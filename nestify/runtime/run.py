@@ -5,19 +5,19 @@ A pass may start in the middle, given the values that cross that place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from nestify.capture.autocast import Block, inside
-from nestify.dims.selection import Keep, Plan, cut, put
-from nestify.rules import STOCHASTIC, Dims, bind_arguments, op_name
+from nestify.dims.selection import Keep, cut, put
+from nestify.rules import STOCHASTIC, bind_arguments, op_name
+from nestify.runtime.bound import Bound, Read
 from nestify.runtime.channels_last import (
     channels_last,
     contiguous,
@@ -25,100 +25,14 @@ from nestify.runtime.channels_last import (
     merged_groups,
     run_in_order,
 )
+from nestify.runtime.steps import Slot, Step, trains
 from nestify.support.module_tree import counter, find, get_tensor, submodule
 
-__all__ = [
-    "Bound",
-    "Frame",
-    "Read",
-    "Run",
-    "Slot",
-    "Step",
-    "copied",
-    "hand_on",
-    "reads",
-    "run_of",
-    "trains",
-]
+__all__ = ["Run", "Slices", "copied", "hand_on", "run_of"]
+
 
 Special = Callable[[list[Any]], Any]
 _NONE: Mapping[Any, Any] = MappingProxyType({})
-
-
-class Slot(NamedTuple):
-    """The place of a value in a pass; behind those of all nodes is that of the inputs' device."""
-
-    at: int
-
-
-class Step(NamedTuple):
-    """One call with slots for tensors: in eval, in training, and the slots that are free
-    afterwards.
-    """
-
-    node: fx.Node
-    out: int
-    path: str
-    run: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    in_training: tuple[tuple[Any, ...], Mapping[str, Any]] | None
-    frees: tuple[int, ...]
-
-
-class Frame(NamedTuple):
-    """What all subnets of a graph have in common.
-
-    ``written`` are the buffers that some call writes into, with whether one does so in eval too,
-    ``ordered`` the calls that want maps with their channels first, ``blocks`` those of autocast by
-    the calls in them (those without a type of devices follow the inputs), ``followed`` the modules
-    whose mode some call follows.
-    """
-
-    slots: Mapping[fx.Node, int]
-    inputs: Sequence[fx.Node]
-    outputs: Sequence[Any]
-    written: Mapping[fx.Node, bool]
-    ordered: set[fx.Node]
-    blocks: Mapping[fx.Node, Sequence[Block]]
-    followed: frozenset[str]
-
-    def trains(self, root: nn.Module) -> bool:
-        """Whether a module that some call follows is in training."""
-        return any(trains(root, path) for path in self.followed)
-
-
-class Read(NamedTuple):
-    """A tensor of the model as one subnet reads it.
-
-    ``plan`` cuts it, ``zeros`` are put behind it as torch's pad wants them, ``last`` is the slot of
-    its last reader.
-    """
-
-    node: fx.Node
-    out: int
-    name: str
-    dims: Dims
-    plan: Plan
-    zeros: Sequence[int]
-    last: int
-
-    def cut_as(self, plan: Plan, zeros: Sequence[int]) -> Read:
-        """The same with another cut and other zeros."""
-        return Read(self.node, self.out, self.name, self.dims, plan, zeros, self.last)
-
-
-@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
-class Bound:
-    """A program with the literals and slices of one subnet and batch size, and the tensors that it
-    reads.
-    """
-
-    frame: Frame
-    keep: Keep
-    steps: Sequence[Step]
-    tensors: Sequence[Read]
-    channels_last: bool = False
 
 
 class Slices:
@@ -161,10 +75,12 @@ class Run:
         self.root, self.bound, self.frame = root, bound, bound.frame
         self.own, self.special = own, special
         self.slices = Slices()
-        self.in_training = self.frame.trains(root)
+        self.modes = self.frame.modes(root)
+        self.in_training = any(self.modes)
         self.at = 0
+        self.device = next((v.device for v in flat if isinstance(v, torch.Tensor)), None)
         self.env: list[Any] = [None] * len(self.frame.slots)
-        self.env.append(next((v.device for v in flat if isinstance(v, torch.Tensor)), None))
+        self.env += [self.device, *bound.sizes]
         self.turned = bound.channels_last and any(map(is_contiguous_map, flat))
         for node, value in zip(self.frame.inputs, flat, strict=True):
             self.env[self.frame.slots[node]] = channels_last(value) if self.turned else value
@@ -192,37 +108,45 @@ class Run:
             kwargs = {name: _fill(arg, env) for name, arg in kwargs.items()} if kwargs else {}
             yield step.node, args, kwargs
             if step.node in frame.blocks:
-                with inside(self._placed(frame.blocks[step.node])):
+                with inside(self.placed(frame.blocks[step.node])):
                     env[step.out] = self._value(step, args, kwargs)
             else:
                 env[step.out] = self._value(step, args, kwargs)
             for slot in step.frees:
                 env[slot] = None
             self.at += 1
+        return self._outputs(written, [_fill(value, env) for value in frame.outputs])
+
+    def _outputs(self, written: list[tuple[Read, torch.Tensor]], values: list[Any]) -> list[Any]:
+        """The flat outputs; what calls wrote into copies of buffers goes back into these."""
         for read, value in written:
-            if in_training or frame.written[read.node]:
-                _write_back(self._full(read.name), bound.keep, read, value)
-        values = [_fill(value, env) for value in frame.outputs]
+            if self.in_training or self.frame.written[read.node]:
+                _write_back(self._full(read.name), self.bound.keep, read, value)
         return [contiguous(value) for value in values] if self.turned else values
 
     def _value(self, step: Step, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if step.node in self.special:
             return self.special[step.node](args)
         if self.turned and step.node in self.frame.ordered:
-            return run_in_order(step.node, step.run, args, kwargs)
+            orders = self.frame.ordered[step.node]
+            return run_in_order(step.node, orders, step.run, args, kwargs)
         if step.run is step.node.target:
             return step.run(*args, **kwargs)
         return step.run(self, step, args)
 
-    def _placed(self, blocks: Sequence[Block]) -> list[Block]:
-        device = self.env[-1]
-        home = "cpu" if device is None else device.type
+    def placed(self, blocks: Sequence[Block]) -> list[Block]:
+        """Blocks of autocast, those without a type of devices on that of the inputs."""
+        home = "cpu" if self.device is None else self.device.type
         return [
             block if block.device_type else block._replace(device_type=home) for block in blocks
         ]
 
     def finish(self) -> list[Any]:
         """Run to the end; the flat outputs."""
+        if not self.at and not self.special:
+            written = self._read_tensors()
+            line = self.bound.line.function(turned=self.turned)
+            return self._outputs(written, line(self, self.env, self.modes))
         walk = self.walk()
         while True:
             try:
@@ -279,23 +203,7 @@ def _fill(arg: Any, env: list[Any]) -> Any:
     return arg
 
 
-def reads(value: Any) -> Iterator[int]:
-    """The slots that an argument names."""
-    if value.__class__ is Slot:
-        yield value.at
-    elif isinstance(value, Mapping):
-        yield from reads(tuple(cast(Mapping[str, Any], value).values()))
-    elif isinstance(value, list | tuple):
-        for item in cast(Sequence[Any], value):
-            yield from reads(item)
-
-
 # --- calls that need their module -----------------------------------------------------------------
-
-
-def trains(root: nn.Module, path: str) -> bool:
-    """Whether the module that makes a call is in training; the root for a path that is gone."""
-    return (submodule(root, path) or root).training
 
 
 def _batch_norm(run: Run, step: Step, args: list[Any]) -> torch.Tensor:

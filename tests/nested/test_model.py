@@ -379,22 +379,23 @@ def test_a_statistic_of_one_value() -> None:
             assert torch.allclose(net(x), slim(x), rtol=1e-9)
 
 
-class ChannelsLastFlat(nn.Module):
-    """What a channel makes lies apart in the rows that the last layer reads."""
+class SideBySide(nn.Module):
+    """Two layers whose outputs lie side by side."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.linear = nn.Conv2d(4, 8, 1), nn.Linear(32, 2)
+        self.left, self.right, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.conv(x).relu().permute(0, 2, 3, 1).flatten(1))
+        return self.last(torch.cat([self.left(x), self.right(x)], dim=1))
 
 
 def test_positions_are_not_remembered_from_where_they_have_no_values() -> None:
-    x = torch.randn(2, 4, 2, 2)
-    nested = nestify.transform(ChannelsLastFlat(), "fn3-channel{where=all}", (x,)).eval()
-    keep = nested.keep({"conv": 3})
+    x = torch.randn(2, 4)
+    nested = nestify.transform(SideBySide(), "fn3-neuron{where=all}", (x,)).eval()
+    subnet = {"left": 3, "right": 2}
     with torch.device("meta"):
-        nested._program.plans(keep)
-    cuts = dict(nested._program.plans(nested.keep({"conv": 3}))["linear.weight"])
-    assert cuts[1].tolist() == [0, 1, 2, 8, 9, 10, 16, 17, 18, 24, 25, 26]
+        nested._program.plans(nested.keep(subnet))
+    ((position, kept),) = nested._program.plans(nested.keep(subnet))["last.weight"]
+    assert isinstance(kept, torch.Tensor)
+    assert (position, kept.tolist()) == (1, [0, 1, 2, 4, 5])
