@@ -3,7 +3,7 @@
     python benchmarks/host_overhead.py [--rounds 300]
 
 Two networks, every width, neuron and head elastic, batch 2, one thread: 20 convolutions of 8
-channels on 4x4 maps with BatchNorm and ReLU, and a vision transformer of 12 layers and width 24. The
+channels on 4x4 maps with BatchNorm and ReLU, and a vision transformer of 12 layers, width 24. The
 dense network and the nested one under an active subnet of half of every width take turns; a figure
 is the median of the nested one's times over the median of the dense one's. A training step is
 zero_grad, forward, cross entropy, backward and SGD with momentum; eval is a forward under
@@ -44,7 +44,7 @@ def convolutions() -> nn.Module:
 
 
 def vision_transformer() -> nn.Module:
-    """timm's vision transformer: 12 layers, width 24, 3 heads, 4 patches."""
+    """Timm's vision transformer: 12 layers, width 24, 3 heads, 4 patches."""
     declare_vision_ops()
     build: Any = importlib.import_module("timm.models.vision_transformer").VisionTransformer
     return build(img_size=8, patch_size=4, embed_dim=24, depth=12, num_heads=3, num_classes=CLASSES)

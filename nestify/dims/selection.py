@@ -18,7 +18,7 @@ from nestify.dims import Const, Dim, Expr, Product, resolve
 from nestify.dims.fold import Fold
 from nestify.errors import UsageError
 
-__all__ = ["Grid", "Keep", "Kept", "Plan", "cut", "put"]
+__all__ = ["Grid", "Keep", "Kept", "Plan", "Strided", "cut", "put"]
 
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -43,9 +43,9 @@ class Grid(NamedTuple):
             return Grid((*self.sizes[:-1], size), (*self.kept[:-1], kept))
         return Grid((*self.sizes, size), (*self.kept, kept))
 
-    def strides(self, stride: int) -> list[int]:
-        """The strides of the factors in a dim with this one."""
-        return [stride * math.prod(self.sizes[i + 1 :]) for i in range(len(self.sizes))]
+    def steps(self) -> list[int]:
+        """How many positions apart those of each factor are."""
+        return [math.prod(self.sizes[i + 1 :]) for i in range(len(self.sizes))]
 
     def indices(self) -> torch.Tensor:
         """The kept positions, ascending."""
@@ -163,7 +163,7 @@ class Keep:
         grid = self._grid(expr, Grid((), ()))
         if grid is None:
             return self.indices(expr)
-        return grid if len(grid.kept) > 1 else grid.kept[0]
+        return grid if len(grid.kept) > 1 else self.size(expr)
 
     def _grid(self, expr: Expr, before: Grid) -> Grid | None:
         """``before`` with the factors of ``expr`` behind; None where one is no first positions."""
@@ -194,53 +194,59 @@ class Keep:
         return cut(tensor, self.plan(dims))
 
 
+class Strided(NamedTuple):
+    """A view of the first positions and grids of a plan, which has a dim for each factor of a grid.
+
+    ``sizes`` are those of the view, ``steps`` say of which dim of the tensor each stride is a
+    multiple; no steps: of its own. ``shape`` is that of the result.
+    """
+
+    sizes: tuple[int, ...]
+    steps: tuple[tuple[int, int], ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, full: Sequence[int], plan: Plan) -> Strided:
+        """Of tensors of the shape ``full``; the index tensors of ``plan`` are left out."""
+        by_dim = {position: kept for position, kept in plan if isinstance(kept, int | Grid)}
+        kept = [by_dim.get(dim, size) for dim, size in enumerate(full)]
+        shape = tuple(k if isinstance(k, int) else math.prod(k.kept) for k in kept)
+        if not any(isinstance(k, Grid) for k in kept):
+            return cls(shape, (), shape)
+        grids = [k if isinstance(k, Grid) else Grid((k,), (k,)) for k in kept]
+        steps = ((dim, step) for dim, grid in enumerate(grids) for step in grid.steps())
+        return cls(tuple(n for grid in grids for n in grid.kept), tuple(steps), shape)
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """One view for all dims: narrow would fill a tensor of the full size with zeros in backward
+        for each dim, and in the wrong memory format.
+        """
+        strides = tensor.stride()
+        if self.steps:
+            strides = [strides[dim] * step for dim, step in self.steps]
+        return tensor.as_strided(self.sizes, strides)
+
+    def cut(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The view, or with a grid a copy."""
+        view = self.view(tensor)
+        if not self.steps:
+            return view
+        return view.clone(memory_format=torch.contiguous_format).view(self.shape)
+
+
 def cut(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Cut ``tensor`` as :meth:`Keep.plan` says.
 
     >>> cut(torch.arange(12), [(0, Grid((3, 4), (3, 2)))])
     tensor([0, 1, 4, 5, 8, 9])
     """
-    if not plan:
-        return tensor
     strided = False
     for position, kept in plan:
         if isinstance(kept, torch.Tensor):
             tensor = tensor.index_select(position, kept.to(tensor.device))
         else:
             strided = True
-    return _strided(tensor, plan) if strided else tensor
-
-
-def _strided(tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """The first positions and the grids of ``plan``: a view, or with a grid a copy."""
-    view, shape = _view(tensor, plan)
-    if len(shape) == view.ndim:
-        return view
-    return view.clone(memory_format=torch.contiguous_format).view(shape)
-
-
-def _view(tensor: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, list[int]]:
-    """A view of what is kept, with a dim for each factor of a grid, and the shape without these.
-
-    One view for all dims: narrow would fill a tensor of the full size with zeros in backward for
-    each dim, and in the wrong memory format.
-    """
-    shape, strides = list(tensor.shape), tensor.stride()
-    grids = False
-    for position, kept in plan:
-        if isinstance(kept, int):
-            shape[position] = kept
-        elif isinstance(kept, Grid):
-            shape[position], grids = math.prod(kept.kept), True
-    if not grids:
-        return tensor.as_strided(shape, strides, tensor.storage_offset()), shape
-    by_dim = dict(plan)
-    sizes, steps = list[int](), list[int]()
-    for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
-        grid = by_dim.get(dim)
-        sizes += grid.kept if isinstance(grid, Grid) else [size]
-        steps += grid.strides(stride) if isinstance(grid, Grid) else [stride]
-    return tensor.as_strided(sizes, steps, tensor.storage_offset()), shape
+    return Strided.of(tensor.shape, plan).cut(tensor) if strided else tensor
 
 
 def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:
@@ -252,7 +258,7 @@ def put(tensor: torch.Tensor, plan: Plan, value: torch.Tensor) -> None:
     tensor([0., 5., 0., 6.])
     """
     if not any(isinstance(kept, torch.Tensor) for _, kept in plan):
-        view, _ = _view(tensor, plan)
+        view = Strided.of(tensor.shape, plan).view(tensor)
         view.copy_(value.reshape(view.shape))
         return
     view = cut(tensor, [(position, kept) for position, kept in plan if isinstance(kept, int)])

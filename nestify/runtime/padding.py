@@ -26,6 +26,7 @@ from nestify.rules import Call, Op, facts_of
 __all__ = ["Room"]
 
 _LANES = 16
+_NARROW = 8  # a convolution of so few channels is cheaper as it is, zeros and turned maps cost more
 _SIZES = 16  # of a dim, at most: each is compiled once
 
 
@@ -35,6 +36,7 @@ class Room:
     Attributes:
         quanta: of dims that convolutions meet.
         matrix_quanta: of other dims that linear layers meet.
+        convolves_wide: whether some convolution is wide enough to gain by this.
 
     >>> import torch
     >>> from nestify.capture.captured import capture
@@ -50,7 +52,8 @@ class Room:
         barred = _barred(graph)
         convolved = _met(graph, lambda op: op.slides)
         multiplied = _met(graph, lambda op: op.layer is not None and not op.slides)
-        self.quanta = {dim: _quantum(dim.size) for dim in convolved - barred}
+        self.convolves_wide = any(dim.size > _NARROW for dim in convolved)
+        self.quanta = {d: _quantum(d.size) for d in convolved - barred if d.size > _NARROW}
         self.matrix_quanta = {dim: _quantum(dim.size) for dim in multiplied - convolved - barred}
 
     def padded(self, keep: Keep, *, half: bool = False) -> Keep:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -24,13 +24,13 @@ from nestify.graph.graph import Graph
 from nestify.graph.liveness import bypassed, live_nodes, overwritten
 from nestify.graph.memory import written
 from nestify.rules import STOCHASTIC, Dims, bind_arguments, facts_of, op_name
-from nestify.runtime.bound import Bound, Read
+from nestify.runtime.bound import Bound, Line
 from nestify.runtime.channels_last import orders_in
 from nestify.runtime.padding import Room
 from nestify.runtime.run import Run, copied, hand_on, run_of
-from nestify.runtime.steps import Frame, Slot, Step, reads
-from nestify.runtime.straight_line import StraightLine
+from nestify.runtime.steps import Frame, Read, Slot, Step, reads
 from nestify.runtime.tensor_identity import readable
+from nestify.runtime.tensor_reader import Cut
 
 __all__ = ["Program"]
 
@@ -82,14 +82,15 @@ class Program:
         )
         alike: dict[Dims, Dims] = {}  # the tensors of a norm are cut alike: worked out once
         self._tensors = [
-            Read(n, self.slots[n], str(n.target), alike.setdefault(dims, dims), [], (), end)
+            Read(n, self.slots[n], str(n.target), registry, alike.setdefault(dims, dims), end)
             for n in self.attrs
+            for registry in (_registry(graph.capture.tensors[str(n.target)]),)
             for dims in (tuple(map(resolve, graph.tensor_dims[str(n.target)])),)
             for end in (self.slots[last[n]],)
         ]
         self._alike = [(dims, _Kept.of_all(dims)) for dims in alike]
-        self._whole = _Line(self.steps, self._tensors, StraightLine(self.frame, self.steps))
-        self._lines: OrderedDict[frozenset[fx.Node], _Line] = OrderedDict()
+        self._whole = Line(self.frame, self.steps, self._tensors)
+        self._lines: OrderedDict[frozenset[fx.Node], Line] = OrderedDict()
 
     @cached_property
     def _overwritten(self) -> set[fx.Node]:
@@ -214,19 +215,19 @@ class Program:
             keep.hold(self._batch, batch)
             if room is not keep:
                 room.hold(self._batch, batch)
-        steps, tensors, line = self._undropped(bypassed(self.graph, keep))
-        cuts = {id(dims): _cut(dims, kept, keep, room) for dims, kept in self._alike}
-        tensors = [read.cut_as(*cuts[id(read.dims)]) for read in tensors]
-        turned = self.images and (turn or (pad and smaller))
+        line = self._undropped(bypassed(self.graph, keep))
+        found = {id(dims): _cut(dims, kept, keep, room) for dims, kept in self._alike}
+        cuts = [found[id(read.dims)] for read in line.tensors]
+        turned = self.images and (turn or (pad and smaller and self.room.convolves_wide))
         sizes = [room.size(expr) for expr in self._sizes]
-        return Bound(self.frame, keep, steps, line, sizes, tensors, turned)
+        return Bound(self.frame, keep, line, sizes, cuts, turned)
 
     def plans(self, keep: Keep) -> dict[str, Plan]:
         """How ``keep`` cuts each tensor of the model."""
         cuts = {id(dims): _cut(dims, kept, keep, keep) for dims, kept in self._alike}
-        return {read.name: cuts[id(read.dims)][0] for read in self._tensors}
+        return {read.name: cuts[id(read.dims)].plan for read in self._tensors}
 
-    def _undropped(self, bypass: Mapping[fx.Node, fx.Node]) -> _Line:
+    def _undropped(self, bypass: Mapping[fx.Node, fx.Node]) -> Line:
         """The steps and the tensors that are left without the dropped blocks."""
         if not bypass:
             return self._whole
@@ -238,7 +239,7 @@ class Program:
         self._lines.move_to_end(dropped)
         return self._lines[dropped]
 
-    def _without(self, bypass: Mapping[fx.Node, fx.Node]) -> _Line:
+    def _without(self, bypass: Mapping[fx.Node, fx.Node]) -> Line:
         live = live_nodes(self.graph, bypass)
         steps = [
             self._stand_in(s, bypass[s.node]) if s.node in bypass else s
@@ -247,7 +248,7 @@ class Program:
         ]
         tensors = [read for read in self._tensors if read.node in live]
         steps = _freeing(steps, set(reads(self.frame.outputs)), range(len(self.slots)))
-        return _Line(steps, tensors, StraightLine(self.frame, steps))
+        return Line(self.frame, steps, tensors)
 
     def _stand_in(self, step: Step, stays: fx.Node) -> Step:
         """Hand on the operand that stays in place of a block's sum."""
@@ -280,14 +281,6 @@ class Program:
         of an argument, is what runs.
         """
         return Run(root, bound, flat, own).walk()
-
-
-class _Line(NamedTuple):
-    """What runs of the graph where some blocks are dropped, with the function that runs it."""
-
-    steps: Sequence[Step]
-    tensors: Sequence[Read]
-    function: StraightLine
 
 
 class _Kept:
@@ -335,13 +328,18 @@ def _spells(graph: Graph, dim: Dim | None) -> bool:
     return dim in all_dims(e for e in literals if e is not None and not isinstance(e, int))
 
 
-def _cut(dims: Dims, kept: Sequence[_Kept], keep: Keep, room: Keep) -> tuple[Plan, Sequence[int]]:
+def _cut(dims: Dims, kept: Sequence[_Kept], keep: Keep, room: Keep) -> Cut:
     """How ``keep`` cuts a tensor, and the zeros that go behind it, the last dim's first."""
     plan = [(one.position, some) for one in kept if (some := one.under(keep)) is not None]
-    if room is keep:
-        return plan, ()
-    counts = [room.size(e) - keep.size(e) for e in reversed(dims)]
-    return plan, [n for count in counts for n in (0, count)] if any(counts) else ()
+    zeros: list[int] = []
+    if room is not keep:
+        counts = [room.size(e) - keep.size(e) for e in reversed(dims)]
+        zeros = [n for count in counts for n in (0, count)] if any(counts) else []
+    return Cut.by([expr.size for expr in dims], plan, zeros)
+
+
+def _registry(tensor: torch.Tensor) -> str:
+    return "_parameters" if isinstance(tensor, nn.Parameter) else "_buffers"
 
 
 def _replaced(

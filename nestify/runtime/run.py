@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from nestify.capture.autocast import Block, inside
-from nestify.dims.selection import Keep, cut, put
+from nestify.dims.selection import Plan
 from nestify.rules import STOCHASTIC, bind_arguments, op_name
-from nestify.runtime.bound import Bound, Read
+from nestify.runtime.bound import Bound
 from nestify.runtime.channels_last import (
     channels_last,
     contiguous,
@@ -25,13 +25,15 @@ from nestify.runtime.channels_last import (
     merged_groups,
     run_in_order,
 )
-from nestify.runtime.steps import Slot, Step, trains
+from nestify.runtime.steps import Read, Slot, Step, trains
+from nestify.runtime.tensor_reader import Cut
 from nestify.support.module_tree import counter, find, get_tensor, submodule
 
 __all__ = ["Run", "Slices", "copied", "hand_on", "run_of"]
 
 
 Special = Callable[[list[Any]], Any]
+Copy = tuple[Read, Plan, torch.Tensor]
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
@@ -98,7 +100,7 @@ class Run:
         of an argument, is what runs.
         """
         root, bound, frame, env = self.root, self.bound, self.frame, self.env
-        written = self._read_tensors()
+        copies = self._read_tensors()
         in_training = self.in_training
         for step in bound.steps[self.at :]:
             args, kwargs = step.args, step.kwargs
@@ -115,13 +117,13 @@ class Run:
             for slot in step.frees:
                 env[slot] = None
             self.at += 1
-        return self._outputs(written, [_fill(value, env) for value in frame.outputs])
+        return self._outputs(copies, [_fill(value, env) for value in frame.outputs])
 
-    def _outputs(self, written: list[tuple[Read, torch.Tensor]], values: list[Any]) -> list[Any]:
+    def _outputs(self, copies: list[Copy], values: list[Any]) -> list[Any]:
         """The flat outputs; what calls wrote into copies of buffers goes back into these."""
-        for read, value in written:
+        for read, plan, value in copies:
             if self.in_training or self.frame.written[read.node]:
-                _write_back(self._full(read.name), self.bound.keep, read, value)
+                self.bound.write_back(self._full(read.name), read, plan, value)
         return [contiguous(value) for value in values] if self.turned else values
 
     def _value(self, step: Step, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -144,9 +146,14 @@ class Run:
     def finish(self) -> list[Any]:
         """Run to the end; the flat outputs."""
         if not self.at and not self.special:
-            written = self._read_tensors()
-            line = self.bound.line.function(turned=self.turned)
-            return self._outputs(written, line(self, self.env, self.modes))
+            line, turned = self.bound.line, self.turned
+            line.read.function(turned=turned)(self.root, self.env, self.bound.cuts)
+            if self.own:
+                self._read_own()
+            copies = self._copies()
+            return self._outputs(
+                copies, line.run.function(turned=turned)(self, self.env, self.modes)
+            )
         walk = self.walk()
         while True:
             try:
@@ -157,42 +164,35 @@ class Run:
     def _full(self, name: str) -> torch.Tensor:
         return self.own[name] if name in self.own else get_tensor(self.root, name)
 
-    def _read_tensors(self) -> list[tuple[Read, torch.Tensor]]:
-        """Put slices of what is read from here on in its slots; returns those that are written."""
+    def _read_tensors(self) -> list[Copy]:
+        """Put slices of what is read from here on in its slots; returns copies that are written."""
         bound, env, writes = self.bound, self.env, self.frame.written
         first = bound.steps[self.at].out if self.at else 0
-        written: list[tuple[Read, torch.Tensor]] = []
         ready = self.slices.of_tensors
-        for read in bound.tensors:
+        for read, cut in bound.reads():
             if read.last < first:
                 continue
-            if read.node in writes:
-                env[read.out] = value = self._sliced(read)
-                written.append((read, value))
-            elif read.name in self.own:
-                env[read.out] = self._sliced(read)
-            else:
-                if read.out not in ready:
-                    ready[read.out] = self._sliced(read)
-                env[read.out] = ready[read.out]
-        return written
+            if read.node in writes or read.name in self.own:
+                env[read.out] = self._sliced(read, cut)
+                continue
+            if read.out not in ready:
+                ready[read.out] = self._sliced(read, cut)
+            env[read.out] = ready[read.out]
+        return self._copies()
 
-    def _sliced(self, read: Read) -> torch.Tensor:
-        value = cut(self._full(read.name), read.plan)
-        if read.zeros:
-            value = F.pad(value, read.zeros)
+    def _read_own(self) -> None:
+        for read, cut in self.bound.reads():
+            if read.name in self.own:
+                self.env[read.out] = self._sliced(read, cut)
+
+    def _copies(self) -> list[Copy]:
+        """The slices that calls write into and that are copies; those before the start are none."""
+        copied, env = self.bound.copied(turned=self.turned), self.env
+        return [(*one, env[one[0].out]) for one in copied if env[one[0].out] is not None]
+
+    def _sliced(self, read: Read, cut: Cut) -> torch.Tensor:
+        value = cut.of(self._full(read.name))
         return channels_last(value) if self.turned else value
-
-
-def _write_back(full: torch.Tensor, keep: Keep, read: Read, value: torch.Tensor) -> None:
-    """What calls wrote into a copied slice of a buffer; views wrote into the buffer itself."""
-    views = all(isinstance(kept, int) for _, kept in read.plan)
-    if views and not read.zeros:
-        return
-    value = value[tuple(slice(keep.size(expr)) for expr in read.dims)]
-    # As torch's own batch norm does, without a sign that the tensor changed: autograd saves
-    # running statistics though backward does not read them, and the next step may come first.
-    put(full.data, read.plan, value)
 
 
 def _fill(arg: Any, env: list[Any]) -> Any:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, cast
 from torch import fx, nn
 
 from nestify.capture.autocast import Block
+from nestify.rules import Dims
 from nestify.runtime.channels_last import Orders
 from nestify.support.module_tree import submodule
 
-__all__ = ["Frame", "Slot", "Step", "reads", "trains"]
+__all__ = ["Frame", "Read", "Slot", "Step", "reads", "trains"]
 
 
 class Slot(NamedTuple):
@@ -60,6 +61,19 @@ class Frame(NamedTuple):
     def modes(self, root: nn.Module) -> list[bool]:
         """Whether each of the modules that some call follows is in training."""
         return [trains(root, path) for path in self.followed]
+
+
+class Read(NamedTuple):
+    """A tensor of the model that steps read: in which ``registry`` of its module the trace had it,
+    and the slot of its ``last`` reader.
+    """
+
+    node: fx.Node
+    out: int
+    name: str
+    registry: str
+    dims: Dims
+    last: int
 
 
 def reads(value: Any) -> Iterator[int]:
