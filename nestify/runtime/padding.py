@@ -52,7 +52,7 @@ class Room:
         barred = _barred(graph)
         convolved = _met(graph, lambda op: op.slides)
         multiplied = _met(graph, lambda op: op.layer is not None and not op.slides)
-        self.convolves_wide = any(dim.size > _NARROW for dim in convolved)
+        self.convolves_wide = any(d.size > _NARROW for d in convolved if not d.batch)
         self.quanta = {d: _quantum(d.size) for d in convolved - barred if d.size > _NARROW}
         self.matrix_quanta = {dim: _quantum(dim.size) for dim in multiplied - convolved - barred}
 
