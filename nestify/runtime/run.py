@@ -147,7 +147,7 @@ class Run:
         """Run to the end; the flat outputs."""
         if not self.at and not self.special:
             line, turned = self.bound.line, self.turned
-            line.read.function(turned=turned)(self.root, self.env, self.bound.cuts)
+            line.read.function(turned=turned)(self.root, self.env, self.bound.cuts, self.own)
             if self.own:
                 self._read_own()
             copies = self._copies()

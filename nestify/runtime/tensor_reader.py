@@ -8,7 +8,7 @@ are handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from nestify.support.module_tree import get_tensor
 
 __all__ = ["Cut", "TensorReader"]
 
+Reads = Callable[[nn.Module, list[Any], "Sequence[Cut]", Mapping[str, torch.Tensor]], None]
 _MAP = 4  # dims of a map
 
 
@@ -69,14 +70,14 @@ class TensorReader:
     >>> node = fx.Graph().get_attr("1.bias")
     >>> reader = TensorReader([Read(node, 0, "1.bias", "_parameters", (), 0)])
     >>> net, env = nn.Sequential(nn.ReLU(), nn.Linear(2, 3)), [None]
-    >>> reader.function(turned=False)(net, env, [Cut.by((3,), [(0, 2)])])
+    >>> reader.function(turned=False)(net, env, [Cut.by((3,), [(0, 2)])], {})
     >>> env[0].shape
     torch.Size([2])
     >>> print(reader.text(turned=False))
-    def read(root, env, cuts):
+    def read(root, env, cuts, own):
         m1 = root._modules['1']
         t = m1._parameters.get('bias')
-        if t is None: t = get(root, '1.bias')
+        if t is None: t = own['1.bias'] if '1.bias' in own else get(root, '1.bias')
         c = cuts[0]
         env[0] = t.as_strided(c.sizes, t.stride()) if c.sizes else c.of(t) if c.plan else t
     """
@@ -85,8 +86,10 @@ class TensorReader:
         self._tensors = tensors
         self._made: dict[bool, Callable[..., None]] = {}
 
-    def function(self, *, turned: bool) -> Callable[[nn.Module, list[Any], Sequence[Cut]], None]:
-        """Takes the tree, the values by slot, and how a subnet cuts each of the tensors."""
+    def function(self, *, turned: bool) -> Reads:
+        """Takes the tree, the values by slot, how a subnet cuts each of the tensors, and those to
+        use where the tree has none.
+        """
         if turned not in self._made:
             names: dict[str, Any] = {"get": get_tensor, "turn": channels_last}
             text = self.text(turned=turned)
@@ -96,7 +99,7 @@ class TensorReader:
 
     def text(self, *, turned: bool) -> str:
         """The source of the function."""
-        return "\n    ".join(["def read(root, env, cuts):", *self._lines(turned=turned)])
+        return "\n    ".join(["def read(root, env, cuts, own):", *self._lines(turned=turned)])
 
     def _lines(self, *, turned: bool) -> Iterator[str]:
         modules = {"": "root"}
@@ -104,7 +107,8 @@ class TensorReader:
             path, _, leaf = read.name.rpartition(".")
             yield from _walk(modules, path)
             yield f"t = {modules[path]}.{read.registry}.get({leaf!r})"
-            yield f"if t is None: t = get(root, {read.name!r})"
+            name = repr(read.name)
+            yield f"if t is None: t = own[{name}] if {name} in own else get(root, {name})"
             yield f"c = cuts[{i}]"
             value = "t.as_strided(c.sizes, t.stride()) if c.sizes else c.of(t) if c.plan else t"
             turns = turned and len(read.dims) == _MAP

@@ -34,9 +34,9 @@ def test_slices_are_made_again_only_for_other_subnets_and_weights(turned: bool) 
     weights, made = dict(nested.named_parameters()), []
     sliced = Run._sliced
 
-    def noting(run: Run, read: Any) -> Tensor:
+    def noting(run: Run, read: Any, cut: Any) -> Tensor:
         made.extend([read.name] if read.name in weights else [])
-        return sliced(run, read)
+        return sliced(run, read, cut)
 
     def run(share: float) -> tuple[Tensor, int]:
         made.clear()
