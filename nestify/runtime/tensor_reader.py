@@ -80,6 +80,7 @@ class TensorReader:
         if t is None: t = own['1.bias'] if '1.bias' in own else get(root, '1.bias')
         c = cuts[0]
         env[0] = t.as_strided(c.sizes, t.stride()) if c.sizes else c.of(t) if c.plan else t
+        return
     """
 
     def __init__(self, tensors: Sequence[Read]) -> None:
@@ -99,7 +100,8 @@ class TensorReader:
 
     def text(self, *, turned: bool) -> str:
         """The source of the function."""
-        return "\n    ".join(["def read(root, env, cuts, own):", *self._lines(turned=turned)])
+        lines = self._lines(turned=turned)
+        return "\n    ".join(["def read(root, env, cuts, own):", *lines, "return"])
 
     def _lines(self, *, turned: bool) -> Iterator[str]:
         modules = {"": "root"}
