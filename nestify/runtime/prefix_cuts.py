@@ -92,7 +92,7 @@ class Cuts:
         return found
 
     def _find(self, bound: Bound) -> list[Mark]:
-        outs = [step.out for step in bound.steps]
+        outs = [step.out for step in bound.line.steps]
         sizes = [bound.keep.sizes.get(dim, dim.size) for dim in self._dims]
         crossing = _crossing(bound, outs, self.places)
         marks = [
@@ -110,7 +110,7 @@ def _crossing(
     and read behind.
     """
     kept = set(reads(bound.frame.outputs))
-    dies = {slot: i for i, step in enumerate(bound.steps) for slot in step.frees}
+    dies = {slot: i for i, step in enumerate(bound.line.steps) for slot in step.frees}
     live: dict[int, int] = {}
     index = 0
     for place in places:

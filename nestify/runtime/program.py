@@ -24,13 +24,12 @@ from nestify.graph.graph import Graph
 from nestify.graph.liveness import bypassed, live_nodes, overwritten
 from nestify.graph.memory import written
 from nestify.rules import STOCHASTIC, Dims, bind_arguments, facts_of, op_name
-from nestify.runtime.bound import Bound, Line
+from nestify.runtime.bound import Bound, Cut, Line
 from nestify.runtime.channels_last import orders_in
 from nestify.runtime.padding import Room
 from nestify.runtime.run import Run, copied, hand_on, run_of
 from nestify.runtime.steps import Frame, Read, Slot, Step, reads
 from nestify.runtime.tensor_identity import readable
-from nestify.runtime.tensor_reader import Cut
 
 __all__ = ["Program"]
 
@@ -81,13 +80,13 @@ class Program:
             sorted(followed),
         )
         alike: dict[Dims, Dims] = {}  # the tensors of a norm are cut alike: worked out once
-        self._tensors = [
-            Read(n, self.slots[n], str(n.target), registry, alike.setdefault(dims, dims), end)
-            for n in self.attrs
-            for registry in (_registry(graph.capture.tensors[str(n.target)]),)
-            for dims in (tuple(map(resolve, graph.tensor_dims[str(n.target)])),)
-            for end in (self.slots[last[n]],)
-        ]
+        self._tensors: list[Read] = []
+        for node in self.attrs:
+            name = str(node.target)
+            kept = tuple(map(resolve, graph.tensor_dims[name]))
+            place = name, name.rpartition(".")[2], _registry(graph.capture.tensors[name])
+            dims = alike.setdefault(kept, kept)
+            self._tensors.append(Read(node, self.slots[node], *place, dims, self.slots[last[node]]))
         self._alike = [(dims, _Kept.of_all(dims)) for dims in alike]
         self._whole = Line(self.frame, self.steps, self._tensors)
         self._lines: OrderedDict[frozenset[fx.Node], Line] = OrderedDict()

@@ -17,7 +17,7 @@ from torch import fx, nn
 from nestify.capture.autocast import Block, inside
 from nestify.dims.selection import Plan
 from nestify.rules import STOCHASTIC, bind_arguments, op_name
-from nestify.runtime.bound import Bound
+from nestify.runtime.bound import Bound, Cut
 from nestify.runtime.channels_last import (
     channels_last,
     contiguous,
@@ -26,7 +26,6 @@ from nestify.runtime.channels_last import (
     run_in_order,
 )
 from nestify.runtime.steps import Read, Slot, Step, trains
-from nestify.runtime.tensor_reader import Cut
 from nestify.support.module_tree import counter, find, get_tensor, submodule
 
 __all__ = ["Run", "Slices", "copied", "hand_on", "run_of"]
@@ -34,6 +33,7 @@ __all__ = ["Run", "Slices", "copied", "hand_on", "run_of"]
 
 Special = Callable[[list[Any]], Any]
 Copy = tuple[Read, Plan, torch.Tensor]
+_MAP = 4  # dims of a map
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
@@ -102,7 +102,7 @@ class Run:
         root, bound, frame, env = self.root, self.bound, self.frame, self.env
         copies = self._read_tensors()
         in_training = self.in_training
-        for step in bound.steps[self.at :]:
+        for step in bound.line.steps[self.at :]:
             args, kwargs = step.args, step.kwargs
             if in_training and step.in_training is not None and trains(root, step.path):
                 args, kwargs = step.in_training
@@ -122,8 +122,7 @@ class Run:
     def _outputs(self, copies: list[Copy], values: list[Any]) -> list[Any]:
         """The flat outputs; what calls wrote into copies of buffers goes back into these."""
         for read, plan, value in copies:
-            if self.in_training or self.frame.written[read.node]:
-                self.bound.write_back(self._full(read.name), read, plan, value)
+            self.bound.write_back(self._full(read.name), read, plan, value)
         return [contiguous(value) for value in values] if self.turned else values
 
     def _value(self, step: Step, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -145,15 +144,11 @@ class Run:
 
     def finish(self) -> list[Any]:
         """Run to the end; the flat outputs."""
-        if not self.at and not self.special:
-            line, turned = self.bound.line, self.turned
-            line.read.function(turned=turned)(self.root, self.env, self.bound.cuts, self.own)
-            if self.own:
-                self._read_own()
-            copies = self._copies()
-            return self._outputs(
-                copies, line.run.function(turned=turned)(self, self.env, self.modes)
-            )
+        line = None if self.at or self.special else self.bound.line.function()
+        if line is not None:
+            copies = self._read_tensors()
+            values = line.function(turned=self.turned)(self, self.env, self.modes)
+            return self._outputs(copies, values)
         walk = self.walk()
         while True:
             try:
@@ -166,33 +161,42 @@ class Run:
 
     def _read_tensors(self) -> list[Copy]:
         """Put slices of what is read from here on in its slots; returns copies that are written."""
-        bound, env, writes = self.bound, self.env, self.frame.written
-        first = bound.steps[self.at].out if self.at else 0
-        ready = self.slices.of_tensors
-        for read, cut in bound.reads():
+        bound, env, own, ready = self.bound, self.env, self.own, self.slices.of_tensors
+        line, writes = bound.line, self.frame.written
+        first = line.steps[self.at].out if self.at else 0
+        modules = line.modules(self.root)
+        for read, owner, cut in zip(line.tensors, line.owners, bound.cuts, strict=True):
             if read.last < first:
                 continue
-            if read.node in writes or read.name in self.own:
-                env[read.out] = self._sliced(read, cut)
-                continue
-            if read.out not in ready:
-                ready[read.out] = self._sliced(read, cut)
-            env[read.out] = ready[read.out]
-        return self._copies()
+            if (value := ready.get(read.out)) is None:
+                full = own.get(read.name) if own else None
+                shared = full is None and read.node not in writes
+                if full is None:
+                    full = modules[owner][read.registry].get(read.leaf)
+                value = self._sliced(
+                    get_tensor(self.root, read.name) if full is None else full, cut
+                )
+                if shared:
+                    ready[read.out] = value
+            env[read.out] = value
+        return self._copies(first)
 
-    def _read_own(self) -> None:
-        for read, cut in self.bound.reads():
-            if read.name in self.own:
-                self.env[read.out] = self._sliced(read, cut)
-
-    def _copies(self) -> list[Copy]:
-        """The slices that calls write into and that are copies; those before the start are none."""
-        copied, env = self.bound.copied(turned=self.turned), self.env
-        return [(*one, env[one[0].out]) for one in copied if env[one[0].out] is not None]
-
-    def _sliced(self, read: Read, cut: Cut) -> torch.Tensor:
-        value = cut.of(self._full(read.name))
+    def _sliced(self, full: torch.Tensor, cut: Cut) -> torch.Tensor:
+        if cut.sizes:  # most are
+            value = full.as_strided(cut.sizes, full.stride())
+        else:
+            value = cut.of(full) if cut.plan else full
         return channels_last(value) if self.turned else value
+
+    def _copies(self, first: int) -> list[Copy]:
+        """The slices from slot ``first`` on that calls write into and that are copies."""
+        found: list[Copy] = []
+        for i in self.bound.line.written(in_training=self.in_training):
+            read, cut = self.bound.line.tensors[i], self.bound.cuts[i]
+            is_copy = not cut.is_view or (self.turned and len(read.dims) == _MAP)
+            if is_copy and read.last >= first:
+                found.append((read, cut.plan, self.env[read.out]))
+        return found
 
 
 def _fill(arg: Any, env: list[Any]) -> Any:

@@ -64,13 +64,14 @@ class Frame(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A tensor of the model that steps read: in which ``registry`` of its module the trace had it,
-    and the slot of its ``last`` reader.
+    """A tensor of the model that steps read: its name in its module, in which ``registry`` of that
+    the trace had it, and the slot of its ``last`` reader.
     """
 
     node: fx.Node
     out: int
     name: str
+    leaf: str
     registry: str
     dims: Dims
     last: int

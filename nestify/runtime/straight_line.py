@@ -8,7 +8,6 @@ text are numbers of slots; ops and constants are handed in as globals.
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -97,10 +96,9 @@ class _Writer:
         if self._turned and step.node in self._frame.ordered:
             orders = self._named("orders", self._frame.ordered[step.node])
             node, run = self._named("node", step.node), self._named("call", step.run)
-            named = ", ".join(f"{name!r}: {value}" for name, value in kwargs.items())
-            return f"in_order({node}, {orders}, {run}, [{given}], {{{named}}})"
+            return f"in_order({node}, {orders}, {run}, [{given}], {_dict(kwargs)})"
         if step.run is step.node.target:
-            named = "".join(f", {name}={value}" for name, value in kwargs.items())
+            named = f", **{_dict(kwargs)}" if kwargs else ""  # one may be called `from`
             return f"{self._named('call', step.run)}({given}{named})"
         return f"{self._named('call', step.run)}(run, {self._named('step', step)}, [{given}])"
 
@@ -122,8 +120,6 @@ class _Writer:
         return a if a == b else f"{a} if {condition} else {b}"
 
     def _values(self, kwargs: Mapping[str, Any]) -> dict[str, str]:
-        if any(not name.isidentifier() or keyword.iskeyword(name) for name in kwargs):
-            raise AssertionError(f"torch names an argument {sorted(kwargs)}")
         return {name: self._value(value) for name, value in kwargs.items()}
 
     def _value(self, value: Any) -> str:
@@ -143,3 +139,7 @@ class _Writer:
             name = self._known[id(value)] = f"{kind}{len(self._known)}"
             self.names[name] = value
         return self._known[id(value)]
+
+
+def _dict(sources: Mapping[str, str]) -> str:
+    return f"{{{', '.join(f'{name!r}: {source}' for name, source in sources.items())}}}"

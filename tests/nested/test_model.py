@@ -377,25 +377,3 @@ def test_a_statistic_of_one_value() -> None:
         slim = net.extract(subnet)
         with net.activate(subnet):
             assert torch.allclose(net(x), slim(x), rtol=1e-9)
-
-
-class SideBySide(nn.Module):
-    """Two layers whose outputs lie side by side."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(torch.cat([self.left(x), self.right(x)], dim=1))
-
-
-def test_positions_are_not_remembered_from_where_they_have_no_values() -> None:
-    x = torch.randn(2, 4)
-    nested = nestify.transform(SideBySide(), "fn3-neuron{where=all}", (x,)).eval()
-    subnet = {"left": 3, "right": 2}
-    with torch.device("meta"):
-        nested._program.plans(nested.keep(subnet))
-    ((position, kept),) = nested._program.plans(nested.keep(subnet))["last.weight"]
-    assert isinstance(kept, torch.Tensor)
-    assert (position, kept.tolist()) == (1, [0, 1, 2, 4, 5])
